@@ -1,0 +1,44 @@
+# Every verb makes what it needs: `make demo` and `make test` each work on a bare machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full check fix bench clean
+
+PYTHON := .venv/bin/python
+ARGS ?=
+PYTEST = $(PYTHON) -m pytest $(ARGS)
+
+help: ## This list
+	@echo "make VERB    (ARGS='…' goes to pytest: make test ARGS='-k gate -x')"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv with everything in it; at once where nothing changed
+	@bash infra/local/setup.sh
+
+demo: setup ## The whole pipeline on this machine: facts in build/demo/summary.json
+	.venv/bin/dpoflow run pipelines/configs/demo.yaml --home build/demo --require promote
+
+test: setup ## What a change must pass, on CPU
+	$(PYTEST) -m "not full"
+
+test-full: setup ## Every test, and no test may skip
+	$(PYTEST) -p tests.no_skips
+
+check: setup ## Lint, format, types and lock; rewrites nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict
+	$(PYTHON) infra/locks/lock.py
+
+fix: setup ## What ruff can mend by itself
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench: setup ## Each program in tests/bench, one after the other
+	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \
+	if (( $${#programs[@]} == 0 )); then echo "make bench: tests/bench holds no bench_*.py yet"; fi; \
+	for program in "$${programs[@]}"; do echo "== $$program"; $(PYTHON) "$$program"; done
+
+clean: ## Away with build, dist and caches; .venv and .dpoflow stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find components pipelines infra tests -name __pycache__ -type d -prune -exec rm -rf {} +

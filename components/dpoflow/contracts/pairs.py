@@ -1,0 +1,235 @@
+"""Preference pairs and the prompts that wait for one: what flows from sources to training.
+
+Reads   rows that an adapter made
+Gives   `PreferencePair`, `Prompt`, their Arrow schemas, and Parquet and JSONL of either
+Not     recognising foreign formats (sources/), judging (judge/), splitting (validate/)
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+
+from pydantic import Field, model_validator
+
+from dpoflow.contracts.base import Contract, sha256_json
+
+if TYPE_CHECKING:  # pyarrow loads in 0.3 s and only whoever touches Parquet needs it
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Role = Literal["system", "user", "assistant"]
+Label = Literal["preferred", "tie", "inconsistent", "invalid"]
+Split = Literal["train", "heldout"]
+
+
+class Message(Contract):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Vote(Contract):
+    """What one annotator said about the pair, in the order it was shown."""
+
+    annotator: str
+    """Who voted: `human`, or a judge's id."""
+    order: Literal["chosen_first", "rejected_first", "unordered"] = "unordered"
+    verdict: Literal["chosen", "rejected", "tie", "invalid"]
+    score: float | None = None
+    """The annotator's own margin, in its own unit, if it gave one."""
+    rationale: str | None = None
+
+
+class Source(Contract):
+    """The row that a pair or prompt came from."""
+
+    dataset: str
+    row: str
+    """File and line (or index), such as `test.jsonl:17`."""
+    licence: str = "unknown"
+
+
+class Provenance(Contract):
+    """How a synthetic text came to be; absent for pairs that arrived whole."""
+
+    generator: str
+    """Digest of the model that wrote the candidates."""
+    sampling: str
+    """Canonical JSON of temperature, top_p, max_new_tokens."""
+    seed: int
+    judge: str
+    """Id of the judge, with the digest of its rubric or template."""
+
+
+class Quality(Contract):
+    """Measured facts that checks and slices are made of."""
+
+    chosen_chars: int
+    rejected_chars: int
+
+
+def _check_turns(prompt: tuple[Message, ...]) -> None:
+    turns = [message.role for message in prompt if message.role != "system"]
+    if any(message.role == "system" for message in prompt[1:]):
+        raise ValueError("a system message may only stand first")
+    if not turns or turns[-1] != "user":
+        raise ValueError("a prompt must end with a user turn")
+    if any(left == right for left, right in pairwise(turns)):
+        raise ValueError("user and assistant turns must alternate")
+
+
+class Prompt(Contract):
+    """A question that waits for candidates; `reference` is a human's answer, if there is one."""
+
+    schema_version: int = SCHEMA_VERSION
+    prompt_id: str = ""
+    """sha256 of the messages; filled in when empty, checked when not."""
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    reference: str | None = None
+    source: Source
+    split: Split = "train"
+    slice: str = "all"
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        _check_turns(self.prompt)
+        return _fill(self, "prompt_id", prompt_digest(self.prompt))
+
+
+class PreferencePair(Contract):
+    """One comparison: of two answers to `prompt`, `chosen` was preferred to `rejected`.
+
+    Only pairs labelled `preferred` reach training; the other labels are kept for audit.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    pair_id: str = ""
+    """sha256 of prompt, chosen and rejected; filled in when empty, checked when not."""
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    chosen: Message
+    rejected: Message
+    label: Label = "preferred"
+    margin: float | None = None
+    """By how much `chosen` won, in the judge's unit; None where the source gives no number."""
+    votes: tuple[Vote, ...] = ()
+    source: Source
+    provenance: Provenance | None = None
+    quality: Quality | None = None
+    split: Split = "train"
+    slice: str = "all"
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        _check_turns(self.prompt)
+        if self.chosen.role != "assistant" or self.rejected.role != "assistant":
+            raise ValueError("chosen and rejected must be assistant messages")
+        content = {
+            "prompt": [message.model_dump() for message in self.prompt],
+            "chosen": self.chosen.content,
+            "rejected": self.rejected.content,
+        }
+        return _fill(self, "pair_id", sha256_json(content))
+
+    @property
+    def prompt_id(self) -> str:
+        """sha256 of the prompt alone: what the split and joins go by."""
+        return prompt_digest(self.prompt)
+
+
+Row = TypeVar("Row", PreferencePair, Prompt)
+AnyRow = TypeVar("AnyRow", bound=Contract)
+
+
+def prompt_digest(prompt: tuple[Message, ...]) -> str:
+    """sha256 of a prompt's messages."""
+    return sha256_json([message.model_dump() for message in prompt])
+
+
+def _fill(row: AnyRow, field: str, digest: str) -> AnyRow:
+    given = getattr(row, field)
+    if given and given != digest:
+        raise ValueError(f"{field} {given[:12]}… does not match the content ({digest[:12]}…)")
+    object.__setattr__(row, field, digest)  # frozen, and still under construction here
+    return row
+
+
+def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
+    """The Arrow schema of `kind`, with the contract's version in its metadata."""
+    import pyarrow as pa
+
+    text, real, whole = pa.string(), pa.float64(), pa.int64()
+    message = pa.struct([("role", text), ("content", text)])
+    source = pa.struct([("dataset", text), ("row", text), ("licence", text)])
+    tail = [("source", source), ("split", text), ("slice", text)]
+    if kind is Prompt:
+        fields = [
+            ("schema_version", whole),
+            ("prompt_id", text),
+            ("prompt", pa.list_(message)),
+            ("reference", text),
+            *tail,
+        ]
+    else:
+        vote = [("annotator", text), ("order", text), ("verdict", text), ("score", real)]
+        provenance = [("generator", text), ("sampling", text), ("seed", whole), ("judge", text)]
+        fields = [
+            ("schema_version", whole),
+            ("pair_id", text),
+            ("prompt", pa.list_(message)),
+            ("chosen", message),
+            ("rejected", message),
+            ("label", text),
+            ("margin", real),
+            ("votes", pa.list_(pa.struct([*vote, ("rationale", text)]))),
+            ("provenance", pa.struct(provenance)),
+            ("quality", pa.struct([("chosen_chars", whole), ("rejected_chars", whole)])),
+            *tail,
+        ]
+    return pa.schema(fields, metadata={"dpoflow.schema_version": str(SCHEMA_VERSION)})
+
+
+def write_parquet(rows: Iterable[Row], kind: type[Row], path: Path, *, batch: int = 4096) -> int:
+    """Write `rows` as Parquet, `batch` at a time; returns how many there were."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, num_rows, held = arrow_schema(kind), 0, []
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for row in rows:
+            held.append(row.model_dump(mode="python"))
+            num_rows += 1
+            if len(held) == batch:
+                writer.write_table(pa.Table.from_pylist(held, schema=schema))
+                held = []
+        writer.write_table(pa.Table.from_pylist(held, schema=schema))
+    return num_rows
+
+
+def read_parquet(path: Path, kind: type[Row], *, batch: int = 4096) -> Iterator[Row]:
+    """Rows of a Parquet file that `write_parquet` wrote, re-validated."""
+    import pyarrow.parquet as pq
+
+    for chunk in pq.ParquetFile(path).iter_batches(batch_size=batch):
+        for row in chunk.to_pylist():
+            yield kind.model_validate(row)
+
+
+def write_jsonl(rows: Iterable[Contract], path: Path) -> int:
+    """Write `rows` as JSON lines; returns how many there were."""
+    num_rows = 0
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(row.model_dump_json() + "\n")
+            num_rows += 1
+    return num_rows
+
+
+def read_jsonl(path: Path, kind: type[AnyRow]) -> Iterator[AnyRow]:
+    """Rows of a JSONL file that `write_jsonl` wrote, re-validated."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield kind.model_validate(cast("dict[str, Any]", json.loads(line)))

@@ -1,0 +1,171 @@
+"""What each step hands back, the decision, and the summary of a run.
+
+Reads   nothing
+Gives   one result a step (small, JSON, no paths of a machine), `Decision`, `RunSummary`
+Not     artifacts: those are folders with a manifest (contracts/manifest.py)
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dpoflow.contracts.base import Contract
+
+Verdict = Literal["promote", "reject", "inconclusive"]
+TaskState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "SKIPPED"]
+RunState = Literal["RUNNING", "SUCCEEDED", "FAILED"]
+
+
+class Interval(Contract):
+    """A statistic with its interval and the number of independent units behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class SnapshotResult(Contract):
+    """Everything pinned: where the content lies, and its digests."""
+
+    data_uri: str
+    data_digest: str
+    model_uri: str
+    model_digest: str
+    num_files: int
+    num_bytes: int
+
+
+class Counts(Contract):
+    """A step's rows. `num_in` is `num_kept` + the sum of `quarantined`: checked, not hoped."""
+
+    num_in: int
+    num_kept: int
+    quarantined: dict[str, int] = {}
+    """Reason code to rows."""
+
+    def balances(self) -> bool:
+        """Whether every row that came in is accounted for."""
+        return self.num_in == self.num_kept + sum(self.quarantined.values())
+
+
+class ValidateResult(Contract):
+    """What validation kept, what it did not and why."""
+
+    counts: Counts
+    num_pairs: int
+    num_heldout_pairs: int
+    num_prompts: int
+    num_heldout_prompts: int
+    slices: dict[str, int]
+    expectations: dict[str, bool]
+    """Great Expectations expectation to whether it held."""
+    pairs_digest: str
+
+
+class SynthesizeResult(Contract):
+    """What became of the prompts."""
+
+    num_prompts: int
+    num_candidates: int
+    num_pairs: int
+    not_pairs: dict[str, int]
+    """Why a prompt gave no pair, to how many."""
+
+
+class TrainResult(Contract):
+    """What training did and what it left."""
+
+    policy_digest: str
+    first_loss: float
+    last_loss: float
+    num_pairs: int
+    num_dropped: int
+    num_steps: int
+    accuracy: float
+    """Share of the last epoch's pairs whose reward margin was positive."""
+    dtype: str
+    seconds: float
+
+
+class Gate(Contract):
+    """One rule of the decision: what was asked, what was seen, whether it holds."""
+
+    name: str
+    asked: str
+    seen: str
+    passed: bool | None
+    """None where it could not be measured; that is never a pass."""
+
+
+class Decision(Contract):
+    """Whether the candidate may be shown to a reviewer, and on what evidence."""
+
+    schema_version: int = 1
+    verdict: Verdict
+    sentence: str
+    """One sentence that a reviewer can quote."""
+    gates: tuple[Gate, ...]
+    win_rate: Interval | None
+    heldout_accuracy: Interval | None
+    """Share of held-out pairs whose reward margin is positive."""
+    heldout_margin: float | None
+    """Mean implicit reward margin of the held-out pairs, in nats (before beta)."""
+    measures: dict[str, float]
+    """Every other figure a gate or a reader may want."""
+    digests: dict[str, str]
+    """policy, base, heldout, config: sha256 of each."""
+
+
+class EvaluateResult(Contract):
+    """The decision in short."""
+
+    verdict: Verdict
+    sentence: str
+    win_rate: float | None
+    ci: tuple[float, float] | None
+    decision_digest: str
+
+
+class RegisterResult(Contract):
+    """The model version that was recorded."""
+
+    model: str
+    version: int
+    alias: Literal["challenger"] | None
+    digest: str
+    uri: str
+
+
+class TaskSummary(Contract):
+    """One task of the DAG as it went."""
+
+    name: str
+    state: TaskState
+    seconds: float = 0.0
+    reused: bool = False
+    """Whether its outputs came from an earlier run of the same inputs."""
+    message: str = ""
+
+
+class MlflowSummary(Contract):
+    """Where the run can be read."""
+
+    tracking_uri: str
+    run_id: str
+
+
+class RunSummary(Contract):
+    """`<home>/summary.json`: the whole run in one page."""
+
+    schema_version: int = 1
+    run_id: str
+    name: str
+    state: RunState
+    error: str | None = None
+    tasks: tuple[TaskSummary, ...] = ()
+    data: dict[str, object] = Field(default_factory=dict)
+    train: TrainResult | None = None
+    evaluation: dict[str, object] = Field(default_factory=dict)
+    registry: RegisterResult | None = None
+    mlflow: MlflowSummary | None = None

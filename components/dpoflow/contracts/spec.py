@@ -1,0 +1,236 @@
+"""The spec: one YAML that says what to align on what, the same on a laptop and on a cluster.
+
+Reads   nothing: see contracts/spec_file.py for YAML, `--set` and line numbers
+Gives   `Spec` and one config class a step, each knob with its meaning and its bounds
+Not     where steps run (pipelines/), what they do (the step folders)
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dpoflow.contracts.base import Contract, canonical_json
+from dpoflow.contracts.rubric import Rubric
+
+FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class SourceConfig(Contract):
+    """One place that preferences come from."""
+
+    uri: str = Field(min_length=1)
+    """A file or a folder. Relative paths start at the spec's folder, or at yours with `--set`."""
+    format: FormatName = "auto"
+    """How rows are laid out; `auto` recognises it from the first rows."""
+    name: str | None = None
+    """How pairs name this source; the file's name when absent."""
+    licence: str = "unknown"
+    """Licence of the data, carried on every pair."""
+
+
+class SnapshotConfig(Contract):
+    """What the snapshot step pins: the data's sources and the model."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    model: str
+
+
+class ValidateConfig(Contract):
+    """How rows are checked and split. No paths: moving the files changes nothing downstream."""
+
+    max_pairs: int | None = Field(None, ge=1)
+    """Keep at most this many pairs, chosen by a seeded hash of their content; None keeps all."""
+    max_line_mb: float = Field(16, gt=0)
+    """A longer line is taken for damage, in MiB."""
+    heldout_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of prompts kept out of training, for evaluation."""
+    min_pairs: int = Field(8, ge=1)
+    """Fewer training pairs than this stop the run before any time is spent on training."""
+    max_chars: int = Field(32_000, ge=1)
+    """A prompt or answer longer than this many characters is quarantined."""
+    max_quarantined: float = Field(0.5, ge=0, le=1)
+    """A larger share of quarantined rows rejects the whole data set."""
+    seed: int = Field(0, ge=0)
+
+
+class DataConfig(ValidateConfig):
+    """Where preferences come from, and how they are checked and split."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    """Every file or folder to read."""
+
+
+class JudgeConfig(Contract):
+    """Who decides which of two answers is better."""
+
+    kind: Literal["rubric"] = "rubric"
+    rubric: Rubric
+    """Checkable constraints, inline or the path of a YAML file that holds them."""
+
+
+class SamplingConfig(Contract):
+    """How answers are drawn from a model."""
+
+    temperature: float = Field(0.0, ge=0, le=5)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus: the smallest set of tokens that holds this much probability."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest answer, in tokens."""
+    batch_size: int = Field(32, ge=1)
+    """Prompts that are generated together."""
+
+
+class SynthesizeConfig(Contract):
+    """Making pairs: candidates from the model itself, judged."""
+
+    enabled: bool = True
+    """Off, the step yields no pair and the model is not loaded."""
+    candidates: int = Field(4, ge=1, le=64)
+    """Candidates for each training prompt."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.9)
+    judge: JudgeConfig | None = None
+    """Judges candidates of prompts that have no human answer. Needed when enabled."""
+    min_margin: float = Field(0.1, ge=0, le=1)
+    """Best and worst candidate must differ by more than this score to make a pair."""
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _needs_a_judge(self) -> Self:
+        if self.enabled and self.judge is None:
+            raise ValueError("needs a judge: set synthesize.judge, or synthesize.enabled: false")
+        if self.judge and all(check.half == "heldout" for check in self.judge.rubric.checks):
+            raise ValueError("every check of its rubric is held out: give some `half: judge`")
+        return self
+
+
+class LoraConfig(Contract):
+    """Low-rank adapters (Hu et al. 2021) in place of full fine-tuning."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class TrainConfig(Contract):
+    """Direct Preference Optimization (Rafailov et al. 2023)."""
+
+    loss: Literal["sigmoid"] = "sigmoid"
+    """Objective; `sigmoid` is the paper's eq. 7."""
+    beta: float = Field(0.1, gt=0)
+    """How tightly the policy is held to the reference; larger is tighter."""
+    method: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    """Used when method is lora."""
+    learning_rate: float = Field(5e-6, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    """Pairs in one forward pass."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Forward passes in one update."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of updates in which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_tokens: int = Field(1024, ge=8)
+    """Pairs in which prompt + answer is longer are dropped, and counted."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the matrix products; weights and optimiser stay float32. `auto` takes the faster."""
+    save_steps: int = Field(20, ge=1)
+    """Updates between checkpoints."""
+    seed: int = Field(0, ge=0)
+
+
+class GateConfig(Contract):
+    """What a candidate must show. A gate that cannot be measured is never passed."""
+
+    win_rate: float = Field(0.5, ge=0, lt=1)
+    """The lower end of the win rate's 95% interval against the base must lie above this."""
+    heldout_rubric: float | None = Field(-0.02, ge=-1, le=1)
+    """Mean score on checks kept out of training, candidate minus base, at least. None: no gate."""
+    perplexity_ratio: float | None = Field(1.3, gt=0)
+    """The base's perplexity on the candidate's answers, over that on its own, at most."""
+    finished: float | None = Field(0.95, ge=0, le=1)
+    """Share of answers that end by themselves and do not repeat, at least."""
+    length_ratio: tuple[float, float] | None = (0.5, 1.2)
+    """Median answer length, candidate over base, in tokens: [at least, at most]."""
+    min_prompts: int = Field(20, ge=1)
+    """Fewer held-out prompts than this are inconclusive."""
+
+
+class EvaluateConfig(Contract):
+    """Held-out evaluation of the candidate against its base."""
+
+    judge: JudgeConfig | None = None
+    """Decides each paired comparison; without one the verdict is inconclusive."""
+    sampling: SamplingConfig = SamplingConfig()
+    max_prompts: int | None = Field(None, ge=1)
+    """Use at most this many held-out prompts; None uses all."""
+    gates: GateConfig = GateConfig()
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of every interval."""
+    resamples: int = Field(5000, ge=200)
+    """Bootstrap resamples."""
+    seed: int = Field(0, ge=0)
+
+
+class RegistryConfig(Contract):
+    """Where the model is recorded."""
+
+    model: Name
+    """Name of the registered model."""
+
+
+class Spec(Contract):
+    """What to align on what. `dpoflow schema` prints the JSON Schema of this."""
+
+    name: Name
+    """Names the MLflow experiment and the runs."""
+    model: str = Field(min_length=1)
+    """The model to align, and the reference: a folder (safetensors and tokenizer),
+    `package://PYTHON_PACKAGE/FILE.gguf`, or `hf://ORG/NAME@REVISION`."""
+    seed: int = Field(0, ge=0)
+    """Seed of every step that does not name its own."""
+    data: DataConfig
+    synthesize: SynthesizeConfig = SynthesizeConfig(enabled=False)
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    registry: RegistryConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, given: object) -> object:
+        """The spec's seed reaches sections that name none; its name names the registered model."""
+        if not isinstance(given, dict) or not isinstance(given.get("seed", 0), int):
+            return given
+        filled = {"registry": {}, **given}
+        if isinstance(filled["registry"], dict) and "name" in filled:
+            filled["registry"] = {"model": filled["name"], **filled["registry"]}
+        for section in ("data", "synthesize", "train", "evaluate"):
+            inside = filled.get(section, {"enabled": False} if section == "synthesize" else {})
+            if isinstance(inside, dict):
+                filled[section] = {"seed": given.get("seed", 0), **inside}
+        return filled
+
+    @property
+    def snapshot(self) -> SnapshotConfig:
+        """What the first step needs to know."""
+        return SnapshotConfig(sources=self.data.sources, model=self.model)
+
+    def arguments(self) -> dict[str, str]:
+        """The parameters of the `align` pipeline: each step's section as canonical JSON."""
+        return {
+            "snapshot_config": canonical_json(self.snapshot),
+            "validate_config": canonical_json(
+                self.data.model_dump(mode="json", exclude={"sources"})
+            ),
+            "synthesize_config": canonical_json(self.synthesize),
+            "train_config": canonical_json(self.train),
+            "evaluate_config": canonical_json(self.evaluate),
+            "registry_config": canonical_json(self.registry),
+        }

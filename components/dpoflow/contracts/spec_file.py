@@ -1,0 +1,202 @@
+"""From a YAML file to a `Spec`, with errors that name the key, the value, the line and the way out.
+
+Reads   a spec file, and `--set key=value` overrides
+Gives   `load_spec`
+Not     what the knobs mean (contracts/spec.py)
+
+Relative paths inside the file start at the file's folder; those in overrides start where you are.
+"""
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.spec import Spec
+
+_MAX_BYTES = 1_000_000
+_HINTS = {"train.beta": "larger holds the policy tighter to the reference"}
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """The spec at `path` with each `key=value` of `overrides` laid over it.
+
+    Raises ConfigError: one line with the key, what was given, where, and what would do.
+    """
+    tree = _read(path)
+    plain = _resolved(_plain(tree), path.parent)
+    for override in overrides:
+        _lay_over(plain, _resolved(_parse_override(override), Path.cwd()))
+    try:
+        return Spec.model_validate(plain)
+    except ValidationError as error:
+        set_here = [override.partition("=")[0].strip() for override in overrides]
+        raise ConfigError(_explain(error.errors(), tree, path, set_here)) from None
+
+
+def _read(path: Path) -> CommentedMap:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no spec at {path}; name a YAML file such as pipelines/configs/demo.yaml"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"the spec {path} cannot be read ({error.strerror})") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"{path} has {len(raw):,} bytes, a spec at most {_MAX_BYTES:,}")
+    try:
+        text = raw.decode("utf-8-sig")
+        tree = YAML(typ="rt").load(io.StringIO(text))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{path} holds {_kind(tree)}, a spec is a mapping: start with `name:`")
+    return tree
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", CommentedSeq: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):  # ruamel's scalars remember quotes and bases: forget them
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, got '{text}'; such as --set train.beta=0.05")
+    try:
+        nested: Any = _plain(YAML(typ="safe").load(value))
+    except YAMLError:
+        raise ConfigError(f"--set {key}: '{value}' is not YAML; quote it as one value") from None
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _lay_over(base: dict[str, Any], top: dict[str, Any]) -> None:
+    for key, value in top.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _lay_over(base[key], value)
+        else:
+            base[key] = value
+
+
+def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths made absolute, rubric files read in."""
+    if isinstance(tree.get("model"), str):
+        tree["model"] = _absolute(tree["model"], folder)
+    data = tree.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict) and isinstance(source.get("uri"), str):
+            source["uri"] = _absolute(source["uri"], folder)
+    for section in ("synthesize", "evaluate"):
+        judge = tree[section].get("judge") if isinstance(tree.get(section), dict) else None
+        if isinstance(judge, dict) and isinstance(judge.get("rubric"), str):
+            judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
+    return tree
+
+
+def _absolute(uri: str, folder: Path) -> str:
+    return uri if "://" in uri or not uri else str((folder / Path(uri).expanduser()).resolve())
+
+
+def _explain(
+    errors: list[ErrorDetails], tree: CommentedMap, path: Path, set_here: list[str]
+) -> str:
+    # An unknown key often explains a missing one, so it is named first.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    name = _dotted(first["loc"])
+    overridden = next((key for key in set_here if f"{name}.".startswith(f"{key}.")), None)
+    where = f"--set {overridden}" if overridden else _where(first["loc"], tree, path)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{_sentence(first)} ({where}){more}"
+
+
+def _sentence(error: ErrorDetails) -> str:
+    name = _dotted(error["loc"])
+    kind, given, ctx = error["type"], error["input"], error.get("ctx", {})
+    shown = repr(given) if isinstance(given, str | int | float | bool | None) else _kind(given)
+    if kind == "extra_forbidden":
+        return f"unknown key {name}{_nearest(name)}"
+    if kind == "missing":
+        return f"{name} is missing"
+    bounds = {
+        "greater_than": ("> ", "gt"),
+        "greater_than_equal": (">= ", "ge"),
+        "less_than": ("< ", "lt"),
+        "less_than_equal": ("<= ", "le"),
+        "literal_error": ("one of ", "expected"),
+    }
+    if kind in bounds:
+        word, key = bounds[kind]
+        hint = f"; {_HINTS[name]}" if name in _HINTS else ""
+        bound = f"{ctx[key]:g}" if isinstance(ctx[key], float) else ctx[key]
+        return f"{name} must be {word}{bound}, got {shown}{hint}"
+    if kind == "value_error":
+        return f"{name or 'the spec'}: {ctx['error']}"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name} must be {message}, got {shown}"
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def _nearest(name: str) -> str:
+    """`; did you mean …?` over every key of the spec, its own section first."""
+    section, _, leaf = name.rpartition(".")
+    known = list(_known_keys(Spec.model_json_schema(), Spec.model_json_schema(), ""))
+    here = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    anywhere = {key.rpartition(".")[2]: key for key in reversed(known)}
+    for keys in (here, anywhere):
+        close = difflib.get_close_matches(leaf, keys, n=1, cutoff=0.6)
+        if close:
+            return f"; did you mean {keys[close[0]]}?"
+    return f"; known here: {', '.join(sorted(here))}" if here else ""
+
+
+def _known_keys(node: dict[str, Any], root: dict[str, Any], prefix: str) -> Iterator[str]:
+    for given in (node, *node.get("anyOf", ()), *node.get("allOf", ())):
+        option = root["$defs"][given["$ref"].rpartition("/")[2]] if "$ref" in given else given
+        for key, child in option.get("properties", {}).items():
+            yield f"{prefix}{key}"
+            yield from _known_keys(child, root, f"{prefix}{key}.")
+
+
+def _where(loc: tuple[int | str, ...], tree: Any, path: Path) -> str:
+    """File and line of the deepest part of `loc` that the file holds."""
+    line, node = None, tree
+    for part in loc:
+        if isinstance(node, CommentedMap) and part in node:
+            line = node.lc.key(part)[0] + 1
+        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            line = node.lc.item(part)[0] + 1
+        else:
+            break
+        node = node[part]
+    return f"{path.name}, line {line}" if line else path.name

@@ -1,0 +1,35 @@
+"""The evaluate step as Kubeflow sees it."""
+
+from kfp import dsl
+
+from dpoflow.images import GPU
+
+
+@dsl.component(base_image=GPU, install_kfp_package=False)
+def evaluate(
+    config: str,
+    state_root: str,
+    model_uri: str,
+    model_digest: str,
+    policy: dsl.Input[dsl.Model],
+    heldout: dsl.Input[dsl.Dataset],
+    decision: dsl.Output[dsl.Artifact],
+) -> str:
+    """Compare candidate and base on held-out prompts; returns the verdict."""
+    from dpoflow.state.step import begin
+
+    task = begin("evaluate")
+
+    from dpoflow.contracts.results import EvaluateResult
+    from dpoflow.contracts.spec import EvaluateConfig
+    from dpoflow.evaluate.step import run
+
+    done = task.execute(
+        run,
+        EvaluateConfig.model_validate_json(config),
+        root=state_root,
+        inputs={"model": model_uri, "policy": policy.path, "heldout": heldout.path},
+        outputs={"decision": decision.path},
+        kind=EvaluateResult,
+    )
+    return done.verdict

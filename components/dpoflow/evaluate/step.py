@@ -1,0 +1,237 @@
+"""The evaluate step: candidate against base on held-out prompts and pairs, and the decision.
+
+Reads   the candidate (train), the base (snapshot), held-out prompts and pairs (merge)
+Gives   decision.json, answers.jsonl with every comparison, answers.html for people
+Not     what follows from the verdict: register and the reviewer
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpoflow.contracts import manifest
+from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
+from dpoflow.contracts.results import Decision, EvaluateResult, Interval
+from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.evaluate.decide import decide
+from dpoflow.evaluate.measure import (
+    Comparison,
+    finished_share,
+    length_ratio,
+    outcome,
+    perplexity,
+    repeats,
+)
+from dpoflow.evaluate.page import answers_page
+from dpoflow.evaluate.statistics import bootstrap_mean
+from dpoflow.judge.rubric import RubricJudge
+from dpoflow.policy.dtype import choose
+from dpoflow.policy.generate import Answer, generate
+from dpoflow.policy.load import load
+from dpoflow.policy.logprobs import answer_nll, pair_logps
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.state.files import write_text
+from dpoflow.state.step import StepState
+
+_BATCH = 8
+
+
+class _Answers(NamedTuple):
+    base: list[Answer]
+    candidate: list[Answer]
+    base_nll: list[tuple[float, int]]
+    """Of the base's own answers, under the base."""
+    candidate_nll: list[tuple[float, int]]
+    """Of the candidate's answers, under the base."""
+    pair_margins: list[float]
+    """Implicit reward margin of each held-out pair, in nats (before beta)."""
+
+
+def run(
+    config: EvaluateConfig,
+    *,
+    model: Path,
+    policy: Path,
+    heldout: Path,
+    decision: Path,
+    state: StepState,
+) -> EvaluateResult:
+    """Answer, judge, measure, decide."""
+    prompts = _prompts(heldout, config.max_prompts)
+    pairs = list(read_parquet(heldout / "pairs.parquet", PreferencePair))
+    seen = _ask_both(config, model, policy, prompts, pairs, state)
+    compared = _compare(config, prompts, seen)
+    document = _decide(config, compared, seen, manifests=(model, policy, heldout))
+    write_jsonl(compared, decision / "answers.jsonl")
+    write_text(decision / "answers.html", answers_page(document, compared))
+    write_text(decision / "decision.json", document.model_dump_json(indent=2) + "\n")
+    state.events.say(f"{document.verdict}: {document.sentence}")
+    rate = document.win_rate
+    return EvaluateResult(
+        verdict=document.verdict,
+        sentence=document.sentence,
+        win_rate=rate.value if rate else None,
+        ci=(rate.low, rate.high) if rate else None,
+        decision_digest=sha256_json(document),
+    )
+
+
+def _prompts(heldout: Path, limit: int | None) -> list[Prompt]:
+    every = sorted(read_parquet(heldout / "prompts.parquet", Prompt), key=lambda p: p.prompt_id)
+    return every[:limit]  # ids are hashes, so the first few are a fair draw
+
+
+def _ask_both(
+    config: EvaluateConfig,
+    model: Path,
+    policy: Path,
+    prompts: list[Prompt],
+    pairs: list[PreferencePair],
+    state: StepState,
+) -> _Answers:
+    """Everything that needs a model in memory, one model at a time."""
+    base, tokenizer = load(model)
+    dtype = choose("auto", base, remember=state.work / "dtype.json")
+    turns = [prompt.prompt for prompt in prompts]
+
+    def answers(of: PreTrainedModel, words: PreTrainedTokenizerBase, name: str) -> list[Answer]:
+        return generate(
+            of,
+            words,
+            turns,
+            config.sampling,
+            seed=config.seed,
+            dtype=dtype,
+            store=state.work / f"{name}.jsonl",
+            events=state.events,
+            phase=f"{name} answers",
+        )
+
+    def margins(of: PreTrainedModel, name: str) -> list[float]:
+        chosen, rejected = pair_logps(
+            of, encoded, batch_size=_BATCH, dtype=dtype, events=state.events, phase=f"{name} pairs"
+        )
+        return [c - r for c, r in zip(chosen, rejected, strict=True)]
+
+    candidate, words = load(policy)
+    encoded = _encoded(words, pairs, candidate)
+    told = answers(candidate, words, "candidate")
+    candidate_margins = margins(candidate, "candidate")
+    del candidate
+    own = answers(base, tokenizer, "base")
+    base_margins = margins(base, "base")
+
+    def surprise(said: list[Answer], name: str) -> list[tuple[float, int]]:
+        return answer_nll(
+            base,
+            tokenizer,
+            turns,
+            [answer.text for answer in said],
+            batch_size=_BATCH,
+            dtype=dtype,
+            events=state.events,
+            phase=f"{name} perplexity",
+        )
+
+    return _Answers(
+        base=own,
+        candidate=told,
+        base_nll=surprise(own, "base"),
+        candidate_nll=surprise(told, "candidate"),
+        pair_margins=[c - b for c, b in zip(candidate_margins, base_margins, strict=True)],
+    )
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], model: PreTrainedModel
+) -> list[EncodedPair]:
+    limit = int(getattr(model.config, "max_position_embeddings", 1 << 20))
+    encoded = (encode_pair(tokenizer, pair, limit) for pair in pairs)
+    return [pair for pair in encoded if isinstance(pair, EncodedPair)]
+
+
+def _compare(config: EvaluateConfig, prompts: list[Prompt], seen: _Answers) -> list[Comparison]:
+    rubric = config.judge.rubric if config.judge else None
+    judge = RubricJudge(rubric, half="all") if rubric else None
+    has_heldout = rubric is not None and any(check.half == "heldout" for check in rubric.checks)
+    unseen = RubricJudge(rubric, half="heldout") if rubric and has_heldout else None
+    compared = []
+    for prompt, base, candidate in zip(prompts, seen.base, seen.candidate, strict=True):
+        question = prompt.prompt[-1].content
+        compared.append(
+            Comparison(
+                prompt_id=prompt.prompt_id,
+                slice=prompt.slice,
+                question=question,
+                base=base.text,
+                candidate=candidate.text,
+                outcome=outcome(judge, question, candidate.text, base.text) if judge else None,
+                base_scores=judge.score(question, base.text).by_check if judge else {},
+                candidate_scores=judge.score(question, candidate.text).by_check if judge else {},
+                heldout_difference=unseen.score(question, candidate.text).total
+                - unseen.score(question, base.text).total
+                if unseen
+                else None,
+            )
+        )
+    return compared
+
+
+def _decide(
+    config: EvaluateConfig,
+    compared: list[Comparison],
+    seen: _Answers,
+    *,
+    manifests: tuple[Path, Path, Path],
+) -> Decision:
+    def interval(values: list[float | None]) -> Interval | None:
+        told = [value for value in values if value is not None]
+        return bootstrap_mean(
+            told, confidence=config.confidence, resamples=config.resamples, seed=config.seed
+        )
+
+    measures = _measures(seen) if compared else {}
+    win_rate = interval([comparison.outcome for comparison in compared])
+    verdict, sentence, gates = decide(
+        config.gates,
+        num_prompts=len(compared),
+        win_rate=win_rate,
+        heldout_rubric=interval([comparison.heldout_difference for comparison in compared]),
+        perplexity_ratio=measures.get("perplexity_ratio"),
+        finished=measures.get("finished"),
+        length_ratio=measures.get("length_ratio"),
+    )
+    names = ("base", "policy", "heldout")
+    digests = {
+        name: manifest.read(path).digest for name, path in zip(names, manifests, strict=True)
+    }
+    margins = seen.pair_margins
+    return Decision(
+        verdict=verdict,
+        sentence=sentence,
+        gates=gates,
+        win_rate=win_rate,
+        heldout_accuracy=interval([float(margin > 0) for margin in margins]),
+        heldout_margin=sum(margins) / len(margins) if margins else None,
+        measures=measures,
+        digests=digests | {"config": sha256_json(config)},
+    )
+
+
+def _measures(seen: _Answers) -> dict[str, float]:
+    base_ppl, candidate_ppl = perplexity(seen.base_nll), perplexity(seen.candidate_nll)
+    measures = {
+        "base_perplexity": base_ppl,
+        "candidate_perplexity": candidate_ppl,
+        "perplexity_ratio": candidate_ppl / base_ppl,
+        "finished": finished_share(seen.candidate),
+        "base_finished": finished_share(seen.base),
+        "repeating": sum(repeats(answer.text) for answer in seen.candidate) / len(seen.candidate),
+        "length_ratio": length_ratio(seen.candidate, seen.base),
+    }
+    # A contract takes no NaN; what is missing here is a gate that was not measured.
+    return {name: value for name, value in measures.items() if isfinite(value)}

@@ -1,0 +1,293 @@
+"""Answers from a model, the same ones however often the work is killed and continued.
+
+Reads   a model, prompts, how to sample
+Gives   `Answer`, `generate`; finished batches lie in a store that survives a kill
+Not     judging answers (judge/), loading models (load.py)
+
+Each batch is seeded by (seed, its place), so batches can be made apart. Prompts are batched by length,
+padded on the left, and a batch ends when its last answer does.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from dpoflow.contracts.base import Contract, sha256_json
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import Message, prompt_digest
+from dpoflow.contracts.spec import SamplingConfig
+from dpoflow.policy.dtype import name_of
+from dpoflow.policy.tokenise import prompt_tokens
+from dpoflow.state.events import Events
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Batch = list[int]
+"""Places of prompts that are generated together."""
+
+
+class Answer(Contract):
+    """What the model said to one prompt."""
+
+    text: str
+    num_tokens: int
+    """Without the end-of-turn token."""
+    finished: bool
+    """Whether the model ended its turn; False where it was cut at `max_new_tokens`."""
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[tuple[Message, ...]],
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    store: Path,
+    events: Events,
+    phase: str,
+) -> list[Answer]:
+    """One answer a prompt, in the prompts' order. The random state of others is left as it was.
+
+    `store` is the caller's word for this model and request: answers of another request in it are
+    thrown away, and its caller keys it by the model.
+    """
+    tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
+    _check_lengths(tokens, model, sampling)
+    batches = _batches(tokens, sampling.batch_size)
+    kept = _Store(store, _request(prompts, sampling, seed, dtype), events, phase)
+    done = kept.read(batches)
+    if len(done) < len(batches):
+        work = _Generator(model, tokenizer, sampling, seed, dtype)
+        num_done, watch = sum(map(len, done)), _Watch(events, phase, len(prompts))
+        for place in range(len(done), len(batches)):
+            answers = work([tokens[i] for i in batches[place]], place, watch.after(num_done))
+            kept.append(place, answers)
+            done.append(answers)
+            num_done += len(answers)
+            events.progress(phase, num_done, len(prompts), unit="answers")
+    places = [place for batch in batches for place in batch]
+    found = dict(zip(places, (answer for batch in done for answer in batch), strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def _check_lengths(
+    tokens: Sequence[tuple[int, ...]], model: "PreTrainedModel", sampling: SamplingConfig
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = (context or 1 << 30) - sampling.max_new_tokens
+    for place, prompt in enumerate(tokens):
+        if len(prompt) > room:
+            raise DataRejected(
+                f"prompt {place} has {len(prompt)} tokens, and the model's {context} less "
+                f"max_new_tokens {sampling.max_new_tokens} leave {max(room, 0)}; "
+                "drop it (data.max_chars), or lower max_new_tokens"
+            )
+
+
+def _batches(tokens: Sequence[tuple[int, ...]], batch_size: int) -> list[Batch]:
+    """Longest first, so that too little memory shows at once; ties in the prompts' order."""
+    order = sorted(range(len(tokens)), key=lambda place: (-len(tokens[place]), place))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _request(
+    prompts: Sequence[tuple[Message, ...]],
+    sampling: SamplingConfig,
+    seed: int,
+    dtype: torch.dtype,
+) -> str:
+    return sha256_json(
+        {
+            "prompts": [prompt_digest(prompt) for prompt in prompts],
+            "sampling": sampling.model_dump(mode="json"),
+            "seed": seed,
+            "dtype": name_of(dtype),
+        }
+    )
+
+
+class _Store:
+    """JSON lines: the request, then one finished batch each, on disk before it counts."""
+
+    def __init__(self, path: Path, request: str, events: Events, phase: str) -> None:
+        self._path, self._request, self._events, self._phase = path, request, events, phase
+
+    def read(self, batches: Sequence[Batch]) -> list[list[Answer]]:
+        """The batches that are there from the first on; a torn or foreign tail is cut off."""
+        lines = self._lines()
+        if not lines or lines[0] != self._head:
+            if lines:
+                self._say("the answers kept here are another request's: starting over")
+            self._begin()
+            return []
+        done: list[list[Answer]] = []
+        for place, line in enumerate(lines[1:]):
+            record = json.loads(line)
+            if record["batch"] != place or len(record["answers"]) != len(batches[place]):
+                break
+            done.append([Answer.model_validate(answer) for answer in record["answers"]])
+        self._cut(lines[: 1 + len(done)])
+        if done:
+            self._say(f"continuing after {sum(map(len, done))} answers made earlier")
+        return done
+
+    def append(self, place: int, answers: Sequence[Answer]) -> None:
+        record = {"batch": place, "answers": [answer.model_dump() for answer in answers]}
+        self._write("ab", self._line(record))
+
+    @property
+    def _head(self) -> bytes:
+        return self._line({"request": self._request}).rstrip(b"\n")
+
+    @staticmethod
+    def _line(record: dict[str, Any]) -> bytes:
+        return json.dumps(record, ensure_ascii=True).encode() + b"\n"
+
+    def _lines(self) -> list[bytes]:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return []
+        return content[: content.rfind(b"\n") + 1].splitlines()
+
+    def _begin(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._write("wb", self._head + b"\n")
+
+    def _cut(self, lines: Sequence[bytes]) -> None:
+        os.truncate(self._path, sum(len(line) + 1 for line in lines))
+
+    def _write(self, mode: str, content: bytes) -> None:
+        with self._path.open(mode) as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+
+    def _say(self, message: str) -> None:
+        self._events.say(message, phase=self._phase)
+
+
+class _Watch(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
+    """Counts answers as they end, for the progress line; never stops anything."""
+
+    def __init__(self, events: Events, phase: str, total: int) -> None:
+        self._events, self._phase, self._total, self._before = events, phase, total, 0
+        self._ends: torch.Tensor | None = None
+        self._start = 0
+
+    def after(self, num_done: int) -> "_Watch":
+        self._before = num_done
+        return self
+
+    def begin(self, start: int, ends: torch.Tensor) -> None:
+        self._start, self._ends = start, ends
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        assert self._ends is not None
+        ended = torch.isin(input_ids[:, self._start :], self._ends).any(dim=1)
+        done = min(self._before + int(ended.sum()), self._total - 1)
+        self._events.progress(self._phase, done, self._total, unit="answers")
+        return torch.zeros_like(ended)
+
+
+class _Generator:
+    """A model in the wanted dtype, asked for one batch at a time."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        sampling: SamplingConfig,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        # A cast copy, not autocast: autocast casts every weight again for every token.
+        self._model = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+        self._tokenizer, self._sampling, self._seed = tokenizer, sampling, seed
+        self._ends = _ends(model, tokenizer)
+
+    def __call__(
+        self, prompts: Sequence[tuple[int, ...]], place: int, watch: _Watch
+    ) -> list[Answer]:
+        inputs = self._tokenizer.pad(
+            {"input_ids": [list(prompt) for prompt in prompts]},
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self._model.device)
+        start = inputs["input_ids"].shape[1]
+        watch.begin(start, torch.tensor(self._ends, device=self._model.device))
+        config = self._config()
+        with _seeded(self._seed, place, self._model.device), _only(self._model, config):
+            rows = self._model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([watch]),
+            )
+        return [self._answer(row) for row in rows[:, start:].tolist()]
+
+    def _config(self) -> GenerationConfig:
+        """Every knob that draws, spelled out: a model's own defaults would fill what is left out."""
+        draw = self._sampling.temperature > 0
+        chosen = (
+            {"temperature": self._sampling.temperature, "top_p": self._sampling.top_p, "top_k": 0}
+            if draw
+            else {}
+        )
+        return GenerationConfig(
+            do_sample=draw,
+            num_beams=1,
+            max_new_tokens=self._sampling.max_new_tokens,
+            eos_token_id=self._ends,
+            pad_token_id=self._tokenizer.pad_token_id,
+            use_cache=True,
+            **chosen,
+        )
+
+    def _answer(self, tokens: list[int]) -> Answer:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        said = tokens if end is None else tokens[:end]
+        text = self._tokenizer.decode(
+            said, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return Answer(text=str(text), num_tokens=len(said), finished=end is not None)
+
+
+def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Every token that ends a turn: the tokenizer's, and those that the model's makers list."""
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    listed = listed if isinstance(listed, list) else [listed]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, place: int, device: torch.device) -> Iterator[None]:
+    digest = hashlib.sha256(f"{seed}:{place}".encode()).digest()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
+
+
+@contextlib.contextmanager
+def _only(model: "PreTrainedModel", config: GenerationConfig) -> Iterator[None]:
+    """`model` without generation defaults of its own (Qwen2's top_k 20, repetition penalty 1.1)."""
+    own, training = model.generation_config, model.training
+    model.generation_config = config
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.generation_config = own
+        model.train(training)

@@ -1,0 +1,103 @@
+"""Conversations as tokens: the same ones for training, scoring and generation.
+
+Reads   a tokenizer with a chat template, preference pairs, prompts
+Gives   `prompt_tokens`, `answer_tokens`, `encode_pair` and the codes of pairs that cannot be encoded
+Not     padding and batches: see logprobs.py
+
+An answer begins where the template's generation prompt ends, and ends with one end-of-turn token: what
+the template writes after that (SmolLM2's a line break) is never sampled, so it is never trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import Message, PreferencePair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Dropped = Literal["too_long", "empty_chosen", "empty_rejected", "identical", "eos_inside"]
+"""Why a pair cannot be trained on; `eos_inside`: an answer's own text spells the end-of-turn token."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """One pair as token ids; both answers end with the end-of-turn token."""
+
+    pair_id: str
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt, once, and of both answers."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+def prompt_tokens(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]
+) -> tuple[int, ...]:
+    """The conversation so far and the words that open the assistant's turn."""
+    return _tokens(tokenizer, _render(tokenizer, prompt, opened=True))
+
+
+def answer_tokens(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], answer: str
+) -> tuple[int, ...]:
+    """The tokens of `answer` after `prompt`, with one end-of-turn token at the end.
+
+    The whole conversation is rendered, and its tokens must begin with the prompt's. Where they do not,
+    because a token spans the boundary or the template shows past turns in another way than the open
+    one, the answer is tokenised by itself: generation, too, starts from the prompt's tokens.
+    """
+    opening, alone = prompt_tokens(tokenizer, prompt), _tokens(tokenizer, answer)
+    turn = Message(role="assistant", content=answer)
+    whole = _tokens(tokenizer, _render(tokenizer, [*prompt, turn], opened=False))
+    body = whole[len(opening) :] if whole[: len(opening)] == opening else alone
+    eos = tokenizer.eos_token_id
+    assert eos is not None, "load() refuses tokenizers without eos_token"
+    ends = [place for place, token in enumerate(body) if token == eos][alone.count(eos) :]
+    return body[: ends[0] + 1] if ends else (*body, eos)
+
+
+def encode_pair(
+    tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair, max_tokens: int
+) -> EncodedPair | Dropped:
+    """`pair` as tokens, or why not. Nothing is ever cut: half an answer is another answer."""
+    if not pair.chosen.content.strip():
+        return "empty_chosen"
+    if not pair.rejected.content.strip():
+        return "empty_rejected"
+    prompt = prompt_tokens(tokenizer, pair.prompt)
+    chosen = answer_tokens(tokenizer, pair.prompt, pair.chosen.content)
+    rejected = answer_tokens(tokenizer, pair.prompt, pair.rejected.content)
+    if chosen == rejected:
+        return "identical"
+    if max(answer.count(tokenizer.eos_token_id) for answer in (chosen, rejected)) > 1:
+        return "eos_inside"
+    if len(prompt) + max(len(chosen), len(rejected)) > max_tokens:
+        return "too_long"
+    return EncodedPair(pair.pair_id, prompt, chosen, rejected)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, opened: bool
+) -> str:
+    turns = [message.model_dump() for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
+    except Exception as error:  # a template is a program: it may raise whatever it likes
+        roles = ", ".join(message.role for message in messages)
+        raise DataRejected(
+            f"the model's chat template refuses a conversation of {roles} ({error}); "
+            "use a model whose template knows these roles, or leave them out of the data"
+        ) from None
+    return str(text)
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
+    """The template has written every special token there is to write: add none."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,197 @@
+"""Model versions in MLflow's registry.
+
+Reads   a policy directory, reports, tags
+Gives   `record_version`, once per evidence; `read_version` for a trace
+Not     verdicts (evaluate/), the walk to the sources (lineage.py)
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dpoflow.contracts import manifest
+from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
+from dpoflow.contracts.results import RegisterResult
+from dpoflow.registry.lineage import Evidence
+from dpoflow.state.files import publish, write_text
+from dpoflow.tracking.settings import quiet_mlflow
+from dpoflow.tracking.step_run import STEP_RUN
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHALLENGER: Literal["challenger"] = "challenger"
+
+
+def _client() -> "MlflowClient":
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError("no registry to record in: set MLFLOW_TRACKING_URI")
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def record_version(
+    name: str,
+    policy: Path,
+    *,
+    reports: Sequence[Path],
+    alias: Literal["challenger"] | None,
+    description: str,
+    tags: Mapping[str, str],
+    memory: Path,
+) -> RegisterResult:
+    """One version for one `dpoflow.evidence` tag; what a killed attempt began is finished.
+
+    The order makes that safe: the model is logged under an id noted in `memory`, then the
+    version is created with its tags in one call, then the alias is set.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    try:
+        with contextlib.suppress(MlflowException):  # it exists already
+            client.create_registered_model(name)
+        version = _find(client, name, tags["dpoflow.evidence"])
+        if version is None:
+            model_id, uri = _log_model(client, name, policy, reports, memory)
+            created = client.create_model_version(
+                name,
+                source=uri,
+                run_id=os.environ.get(STEP_RUN),
+                tags=dict(tags),
+                description=description,
+                model_id=model_id,
+            )
+            version = int(created.version)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, str(version))
+    except MlflowException as error:
+        raise ServiceUnavailable(
+            f"MLflow did not take the version of {name} ({error.message[:200]}); try again"
+        ) from error
+    return RegisterResult(
+        model=name,
+        version=version,
+        alias=alias,
+        digest=tags["dpoflow.policy_digest"],
+        uri=f"models:/{name}/{version}",
+    )
+
+
+def _find(client: "MlflowClient", name: str, evidence: str) -> int | None:
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get("dpoflow.evidence") == evidence:
+            return int(found.version)
+    return None
+
+
+def _log_model(
+    client: "MlflowClient", name: str, policy: Path, reports: Sequence[Path], memory: Path
+) -> tuple[str, str]:
+    """Log the model from its directory; returns its id and the URI of its files."""
+    import mlflow
+
+    run_id = os.environ[STEP_RUN]
+    experiment = client.get_run(run_id).info.experiment_id
+    model = None
+    with contextlib.suppress(FileNotFoundError, ValueError, mlflow.MlflowException):
+        model = client.get_logged_model(json.loads(memory.read_text("utf-8"))["model_id"])
+    if model is None:
+        model = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+        write_text(memory, json.dumps({"model_id": model.model_id}))
+    with tempfile.TemporaryDirectory(dir=memory.parent) as draft:
+        folder = Path(draft) / "model"
+        _mlflow_folder(policy, folder, reports, model_id=model.model_id, run_id=run_id)
+        client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id), str(model.model_uri)
+
+
+def _mlflow_folder(
+    policy: Path, folder: Path, reports: Sequence[Path], *, model_id: str, run_id: str
+) -> None:
+    """A folder that MLflow's transformers flavour loads, made of hard links: no weight is copied.
+
+    Written by hand because `mlflow.transformers.save_model` copies the weights and loads them to
+    guess what they need; the layout is that of MLflow 3.17.
+    """
+    from mlflow.models import Model
+
+    publish(policy, folder / "model")
+    tokenizer = folder / "components" / "tokenizer"
+    publish(policy, tokenizer)
+    for weights in tokenizer.glob("*.safetensors*"):
+        weights.unlink()
+    for report in reports:
+        (folder / report.name).write_bytes(report.read_bytes())
+    config = json.loads((policy / "config.json").read_text("utf-8"))
+    described = Model(run_id=run_id, model_id=model_id)
+    described.add_flavor(
+        "transformers",
+        transformers_version=installed("transformers"),
+        code=None,
+        task="text-generation",
+        instance_type="TextGenerationPipeline",
+        framework="pt",
+        pipeline_model_type=config["architectures"][0],
+        model_binary="model",
+        torch_dtype="torch.float32",
+        components=["tokenizer"],
+        tokenizer_type="PreTrainedTokenizerFast",
+    )
+    described.save(str(folder / "MLmodel"))
+
+
+@dataclass(frozen=True)
+class RecordedVersion:
+    """A version as the registry holds it, with its evidence."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    evidence: Evidence
+
+
+def read_version(name: str, version: int) -> RecordedVersion:
+    """A version's tags and evidence; its model files in MLflow are hashed against the evidence."""
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    client = _client()
+    try:
+        found = client.get_model_version(name, str(version))
+    except mlflow.MlflowException:
+        raise ConfigError(
+            f"no version {name}/{version} in the registry at hand; see: dpoflow status"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(download_artifacts(f"models:/{name}/{version}", dst_path=folder))
+        evidence = Evidence.model_validate_json((local / "evidence.json").read_text("utf-8"))
+        _check_model(local / "model", evidence, f"{name}/{version}")
+    return RecordedVersion(
+        name=name,
+        version=version,
+        aliases=_aliases(client, name, version),
+        tags=dict(found.tags),
+        evidence=evidence,
+    )
+
+
+def _aliases(client: "MlflowClient", name: str, version: int) -> tuple[str, ...]:
+    aliases = client.get_registered_model(name).aliases
+    return tuple(sorted(alias for alias, of in aliases.items() if int(of) == version))
+
+
+def _check_model(folder: Path, evidence: Evidence, what: str) -> None:
+    recorded = evidence.manifests[evidence.roots["policy"]]
+    if manifest.verify(folder).digest != recorded.digest:
+        raise DataRejected(f"the model of {what} in MLflow is not the one that was evaluated")

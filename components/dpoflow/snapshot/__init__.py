@@ -1,0 +1,1 @@
+"""The first step: pin data and model by content."""

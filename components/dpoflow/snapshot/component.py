@@ -1,0 +1,29 @@
+"""The snapshot step as Kubeflow sees it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from dpoflow.images import CPU
+
+
+@dsl.component(base_image=CPU, install_kfp_package=False)
+def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-type]
+    "Pinned", [("data_uri", str), ("data_digest", str), ("model_uri", str), ("model_digest", str)]
+):
+    """Pin every source and the model by content; strings only, so that later tasks cache right."""
+    from typing import NamedTuple
+
+    from dpoflow.state.step import begin
+
+    task = begin("snapshot")
+
+    from dpoflow.contracts.results import SnapshotResult
+    from dpoflow.contracts.spec import SnapshotConfig
+    from dpoflow.snapshot.step import run
+
+    knobs = SnapshotConfig.model_validate_json(config)
+    done = task.execute(run, knobs, root=state_root, kind=SnapshotResult, reuse=False)
+    fields = [(name, str) for name in ("data_uri", "data_digest", "model_uri", "model_digest")]
+    pinned = NamedTuple("pinned", fields)  # type: ignore[misc]
+    return pinned(done.data_uri, done.data_digest, done.model_uri, done.model_digest)

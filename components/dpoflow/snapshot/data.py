@@ -1,0 +1,116 @@
+"""Pinning data: every file of every source copied under the sha256 of its bytes.
+
+Reads   the sources of the spec
+Gives   `find` (what there is, before anything slow), `pin` (a sealed folder)
+Not     rows: a file is pinned as it is, and read by validate; the layout is sources/pinned.py
+"""
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpoflow.contracts import manifest
+from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
+from dpoflow.contracts.spec import SourceConfig
+from dpoflow.sources.files import DataFile, data_files, local_path
+from dpoflow.sources.pinned import FILES, Pinned, write_pinned
+from dpoflow.state.events import Events
+from dpoflow.state.step import code_digest
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Located:
+    """One file that is there to be pinned."""
+
+    source: SourceConfig
+    source_name: str
+    file: DataFile
+
+
+def find(sources: Iterable[SourceConfig], events: Events) -> list[Located]:
+    """Every file of every source; an error names the first that cannot be used."""
+    located = []
+    for source in sources:
+        found = data_files(source.uri)
+        name = source.name or local_path(source.uri).name or source.uri
+        if found.ignored:
+            some = ", ".join(found.ignored[:3])
+            events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
+        located += [Located(source, name, file) for file in found.files]
+    _refuse_namesakes(located)
+    return located
+
+
+def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:
+    """Copy the files into `folder`, list them, seal it."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
+    (folder / FILES).mkdir(parents=True)
+    _room_for(sum(entry.file.path.stat().st_size for entry in located), folder)
+    pinned = [
+        _copy(entry, folder / FILES)
+        for entry in events.track(located, "pin data", len(located), unit="files")
+    ]
+    write_pinned(pinned, folder)
+    return manifest.seal(folder, "snapshot.data", parents={}, config={}, code=code_digest())
+
+
+def _refuse_namesakes(located: list[Located]) -> None:
+    names = Counter((entry.source_name, entry.file.name) for entry in located)
+    (source, file), count = names.most_common(1)[0]
+    if count > 1:
+        raise ConfigError(
+            f"data.sources names {file} of {source} {count} times; "
+            "list it once, or give each source its own data.sources[].name"
+        )
+
+
+def _room_for(num_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ServiceUnavailable(
+            f"the data needs {num_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free "
+            "where the state is kept; make room, or name another folder with --home"
+        )
+
+
+def _copy(entry: Located, target: Path) -> Pinned:
+    """Copy and hash in one reading. Copies, not links: the owner may edit the file in place."""
+    digest, path, draft = hashlib.sha256(), entry.file.path, target / ".draft"
+    num_bytes = 0
+    try:
+        with path.open("rb") as source, draft.open("wb") as out:
+            before = _stamp(os.fstat(source.fileno()))
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                num_bytes += out.write(chunk)
+            after = (_stamp(os.fstat(source.fileno())), _stamp(path.stat()))
+    except FileNotFoundError:
+        raise _changed(entry, "went away") from None
+    if after != (before, before) or num_bytes != before[1]:
+        raise _changed(entry, "changed")
+    draft.rename(target / digest.hexdigest())
+    return Pinned(
+        source=entry.source_name,
+        name=entry.file.name,
+        format=entry.source.format,
+        licence=entry.source.licence,
+        sha256=digest.hexdigest(),
+        num_bytes=num_bytes,
+    )
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _changed(entry: Located, what: str) -> DataRejected:
+    return DataRejected(
+        f"{entry.file.name} of {entry.source_name} {what} while it was being copied; "
+        "run again when nobody writes to it"
+    )

@@ -1,0 +1,1 @@
+"""Where preferences come from: data files, their rows, and the formats rows are in."""

@@ -1,0 +1,140 @@
+"""From a URI to data files, and from a data file to rows.
+
+Reads   a file or folder of .jsonl, .json, .jsonl.gz, .json.gz or .parquet
+Gives   `data_files` (sorted), `read_rows` (row id and row, streamed)
+Not     what the rows mean (formats/), pinning (snapshot/), counting bad rows (validate/)
+
+A damaged file is refused whole: half a file is another data set. A row that is sound JSON but no
+object, or that repeats a key, comes back as a `Quarantine` for the caller to count.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.sources import json_rows, parquet_rows
+from dpoflow.sources.json_rows import Raw
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+KNOWN = "a file or folder of " + ", ".join(SUFFIXES)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a source."""
+
+    path: Path
+    name: str
+    """Path inside the source's folder, with `/`; the file's own name where the source is a file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a URI names."""
+
+    files: list[DataFile]
+    """Sorted by name."""
+    ignored: list[str]
+    """Files in the folder that are no data files by their name."""
+
+
+def data_files(uri: str) -> Found:
+    """The data files that `uri` names, each seen to exist, to open and not to be empty."""
+    root = local_path(uri)
+    try:
+        why = "" if root.exists() else "does not exist"
+    except OSError as error:  # such as a name that is too long
+        why = f"cannot be a path ({error.strerror})"
+    if why:
+        shown = uri[:200] if uri.isprintable() else ascii(uri[:200])
+        raise ConfigError(
+            f"data.sources[].uri {shown} {why}; relative paths start at the spec's folder"
+        )
+    if root.is_dir():
+        found = _in_folder(root, uri)
+    elif root.is_file():
+        found = Found([DataFile(root, root.name)], [])
+    else:
+        raise DataRejected(f"{uri} is neither a file nor a folder; give {KNOWN}")
+    for file in found.files:
+        _look_at(file)
+    return found
+
+
+def read_rows(path: Path, name: str, *, max_line_mb: float) -> Iterator[tuple[str, Raw]]:
+    """Rows of one file with their ids: `name:line`, or `name:row` where rows are not lines."""
+    limit = int(max_line_mb * 2**20)
+    if suffix_of(name) == ".parquet":
+        rows = parquet_rows.read(path, name)
+    else:
+        rows = json_rows.read(path, name, limit=limit)
+    empty = True
+    for number, row in rows:
+        empty = False
+        yield f"{name}:{number}", row
+    if empty:
+        raise DataRejected(f"{name} holds no rows; remove it from data.sources or fill it")
+
+
+def suffix_of(name: str) -> str | None:
+    """The suffix that says how a file is read; None for a name that says nothing to us."""
+    fitting = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
+    return max(fitting, key=len, default=None)
+
+
+def local_path(uri: str) -> Path:
+    """The path that a URI names on this machine."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    if scheme is None:
+        return Path(uri)
+    parts = urlsplit(uri)
+    if scheme[1].lower() == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    raise ConfigError(
+        f"data.sources[].uri {uri} cannot be read: {scheme[1]}:// is not known here; "
+        f"give {KNOWN}, as a path or as file:///path"
+    )
+
+
+def _in_folder(root: Path, uri: str) -> Found:
+    files, ignored = [], []
+    for folder, _, names in os.walk(root, onerror=_raise_unreadable):
+        for path in (Path(folder) / name for name in names):
+            name = path.relative_to(root).as_posix()
+            if suffix_of(name) and not path.name.startswith("."):
+                files.append(DataFile(path, name))
+            else:
+                ignored.append(name)
+    if not files:
+        held = f"holds none of its {len(ignored)} files in" if ignored else "is empty; we read"
+        raise DataRejected(f"{uri} {held} {', '.join(SUFFIXES)}; name a folder that has data")
+    return Found(sorted(files, key=lambda file: file.name), sorted(ignored))
+
+
+def _look_at(file: DataFile) -> None:
+    if not file.name.isprintable():
+        raise DataRejected(f"{file.name!a} has a name that cannot be printed; rename the file")
+    if suffix_of(file.name) is None:
+        raise DataRejected(
+            f"{file.name} has no suffix that we can read; we read {', '.join(SUFFIXES)}"
+        )
+    if not file.path.is_file():
+        raise DataRejected(f"{file.name} is not a regular file, or a link to nowhere; remove it")
+    try:
+        with file.path.open("rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        _raise_unreadable(error)
+    if empty:
+        raise DataRejected(f"{file.name} is empty (0 bytes); remove it or fetch it again")
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise DataRejected(
+        f"{error.filename} cannot be read ({error.strerror}); give this user the right to read it"
+    ) from None

@@ -1,0 +1,1 @@
+"""One module a layout of preference data; `registry` knows them all."""

@@ -1,0 +1,72 @@
+"""`canonical`: our own pairs, as `contracts.pairs.write_jsonl` and `write_parquet` write them.
+
+    {"schema_version": 1, "pair_id": "…", "prompt": [{"role": "user", "content": "…"}],
+     "chosen": {"role": "assistant", "content": "…"}, "rejected": {…}, "source": {…}, …}
+
+Published in contracts/pairs.py. Reads every field of `PreferencePair`; an id that does not match
+the content is refused, because somebody edited the row. `split` and `quality` are computed anew.
+A row without `source` gets the file it stands in.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from dpoflow.contracts.pairs import SCHEMA_VERSION, PreferencePair, Source
+from dpoflow.sources.formats.messages import (
+    Format,
+    Row,
+    conversation,
+    field,
+    is_message_list,
+    message,
+    messages,
+    slice_of,
+)
+from dpoflow.sources.reasons import Code, Quarantine
+
+_CODES: dict[str, Code] = {
+    "missing": "missing_field",
+    "extra_forbidden": "unknown_field",
+    "string_unicode": "lone_surrogate",
+    "value_error": "wrong_id",
+}
+
+
+def fits(row: Row) -> bool:
+    """Whether chosen and rejected are each one message with a role."""
+    answers = (row.get("chosen"), row.get("rejected"))
+    return is_message_list(row.get("prompt")) and all(
+        isinstance(answer, Mapping) and "role" in answer for answer in answers
+    )
+
+
+def convert(row: Row, origin: Source) -> PreferencePair:
+    """The row, validated; its own source is kept."""
+    version = row.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise Quarantine("wrong_version", f"{str(version)[:20]}, ours is {SCHEMA_VERSION}")
+    conversation(messages(field(row, "prompt"), "prompt"))
+    for name in ("chosen", "rejected"):
+        if message(field(row, name), name).role != "assistant":
+            raise Quarantine("last_turn_not_assistant", name)
+    given = {key: value for key, value in row.items() if key not in ("split", "quality")}
+    given["slice"] = slice_of(row)
+    if given.get("source") is None:
+        given["source"] = origin
+    try:
+        return PreferencePair.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        code = _CODES.get(first["type"], "wrong_type")
+        raise Quarantine(code, f"{where}: {first['msg']}".removeprefix(": ")) from None
+
+
+FORMAT = Format(
+    name="canonical",
+    keys="prompt (messages), chosen and rejected (one message each)",
+    reads=frozenset(PreferencePair.model_fields),
+    fits=fits,
+    convert=convert,
+)

@@ -1,0 +1,55 @@
+"""`prompts`: questions that wait for answers.
+
+    {"prompt": "…" or [{"role": "user", "content": "…"}], "gold": "…", "slice": "…"}
+
+Our own layout; `prompt` is as TRL's prompt-only type has it (huggingface.co/docs/trl, "Dataset
+formats"). `gold` (optional, blank counts as absent) is a human's answer and becomes the prompt's
+reference; `slice` (optional) names the group that reports count it in.
+"""
+
+from dpoflow.contracts.pairs import Message, Prompt, Source
+from dpoflow.sources.formats.messages import (
+    Format,
+    Row,
+    conversation,
+    field,
+    messages,
+    slice_of,
+    text,
+)
+from dpoflow.sources.reasons import Quarantine
+
+_ANSWERS = ("chosen", "rejected")
+
+
+def fits(row: Row) -> bool:
+    """Whether there is a prompt and nobody answered it twice."""
+    return "prompt" in row and not any(name in row for name in _ANSWERS)
+
+
+def convert(row: Row, origin: Source) -> Prompt:
+    """The row as a prompt."""
+    for name in _ANSWERS:
+        if row.get(name) is not None:
+            raise Quarantine("unknown_field", f"{name}: this row is a pair, not a prompt")
+    asked, gold = field(row, "prompt"), row.get("gold")
+    turns = (
+        [Message(role="user", content=text(asked, "prompt"))]
+        if isinstance(asked, str)
+        else (messages(asked, "prompt"))
+    )
+    return Prompt(
+        prompt=conversation(turns),
+        reference=None if gold is None else text(gold, "gold") if str(gold).strip() else None,
+        source=origin,
+        slice=slice_of(row),
+    )
+
+
+FORMAT = Format(
+    name="prompts",
+    keys="prompt (text or messages), perhaps gold and slice",
+    reads=frozenset({"prompt", "gold", "slice"}),
+    fits=fits,
+    convert=convert,
+)

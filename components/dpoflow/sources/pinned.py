@@ -1,0 +1,54 @@
+"""What a folder of pinned data holds: the contract between snapshot and validate.
+
+    sources.json       what each file is called, its format, licence and sha256
+    files/<sha256>     the bytes
+
+Reads   such a folder
+Gives   `Pinned`, `read_pinned`, `write_pinned`
+Not     copying (snapshot/), rows (files.py)
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from dpoflow.contracts.base import Contract, canonical_json
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.spec import FormatName
+
+SOURCES = "sources.json"
+FILES = "files"
+
+
+class Pinned(Contract):
+    """One pinned file. Nothing here says where it lay: moving the data changes no digest."""
+
+    source: str
+    """Name of the source: what pairs call their dataset."""
+    name: str
+    """Path inside the source."""
+    format: FormatName
+    licence: str
+    sha256: str
+    num_bytes: int
+
+
+_LIST = TypeAdapter(tuple[Pinned, ...])
+
+
+def write_pinned(entries: Iterable[Pinned], folder: Path) -> None:
+    """List `entries` in one order, whatever order they came in."""
+    ordered = sorted(entries, key=lambda entry: (entry.source, entry.name))
+    text = canonical_json([entry.model_dump(mode="json") for entry in ordered])
+    (folder / SOURCES).write_text(text + "\n", encoding="utf-8")
+
+
+def read_pinned(folder: Path) -> tuple[Pinned, ...]:
+    """What `write_pinned` listed, in its order."""
+    try:
+        return _LIST.validate_json((folder / SOURCES).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataRejected(
+            f"{folder / SOURCES} cannot be used ({str(error).splitlines()[0]}); run snapshot again"
+        ) from None

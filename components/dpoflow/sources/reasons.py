@@ -1,0 +1,88 @@
+"""Why a row is not used: one code a reason, the same in adapters, checks, reports and tests.
+
+Reads   nothing
+Gives   `Code`, `REASONS` (code to sentence), `Quarantine`
+Not     damage to a whole file: that is DataRejected, see sources/files.py
+"""
+
+from typing import Literal
+
+Code = Literal[
+    "not_an_object",
+    "repeated_key",
+    "missing_field",
+    "unknown_field",
+    "wrong_type",
+    "wrong_version",
+    "wrong_id",
+    "unknown_role",
+    "unsupported_content",
+    "lone_surrogate",
+    "not_a_transcript",
+    "roles_do_not_alternate",
+    "system_not_first",
+    "last_turn_not_user",
+    "last_turn_not_assistant",
+    "prompts_differ",
+    "no_common_prompt",
+    "scores_contradict",
+    "empty_prompt",
+    "empty_turn",
+    "empty_chosen",
+    "empty_rejected",
+    "identical",
+    "too_long",
+    "duplicate",
+    "conflicting",
+    "leakage",
+    "not_preferred",
+    "not_selected",
+]
+
+REASONS: dict[Code, str] = {
+    # the shape of a row: sources/
+    "not_an_object": "the row is a list, a string or a number, not an object with fields",
+    "repeated_key": "a key stands twice in one object, so one of its values would be lost",
+    "missing_field": "a field that the format needs is absent or null",
+    "unknown_field": "a canonical row has a field that its schema does not know",
+    "wrong_type": "a field holds another type than the format says",
+    "wrong_version": "a canonical row was written for another schema_version",
+    "wrong_id": "a canonical row's id is not that of its content: the row was edited",
+    "unknown_role": "a turn is by somebody other than system, user or assistant",
+    "unsupported_content": "a turn holds images, tools or several parts; only text is used",
+    "lone_surrogate": "text holds half of a surrogate pair, which no encoding can write",
+    "not_a_transcript": "an hh-rlhf text does not begin with a Human or Assistant turn",
+    # the conversation
+    "roles_do_not_alternate": "two turns of the same speaker follow each other",
+    "system_not_first": "a system turn stands somewhere other than first",
+    "last_turn_not_user": "a prompt does not end with a user's turn",
+    "last_turn_not_assistant": "a conversation does not end with the assistant's answer",
+    "prompts_differ": "chosen and rejected do not answer the same conversation",
+    "no_common_prompt": "chosen and rejected share no beginning that could be their prompt",
+    "scores_contradict": "the row's own scores rate rejected above chosen",
+    # the texts: validate/checks.py
+    "empty_prompt": "the last user turn is blank",
+    "empty_turn": "an earlier turn of the prompt is blank",
+    "empty_chosen": "the chosen answer is blank",
+    "empty_rejected": "the rejected answer is blank",
+    "identical": "chosen and rejected say the same, but for blanks around them",
+    "too_long": "a prompt or answer has more characters than data.max_chars",
+    # the whole set: validate/ledger.py
+    "duplicate": "the same row was already seen",
+    "conflicting": "another row prefers these two answers the other way round",
+    "leakage": "a training pair asks what is held out for evaluation",
+    "not_preferred": "judged a tie, inconsistent or invalid: kept for audit, never trained on",
+    "not_selected": "beyond data.max_pairs; nothing is wrong with it",
+}
+
+HARMLESS: frozenset[Code] = frozenset({"not_preferred", "not_selected"})
+"""Counted like every reason, but not held against the data: see data.max_quarantined."""
+
+
+class Quarantine(Exception):
+    """One row that cannot be used as it is. Raised by adapters and checks, caught in validate."""
+
+    def __init__(self, code: Code, detail: str = "") -> None:
+        super().__init__(f"{code}: {detail}" if detail else code)
+        self.code: Code = code
+        self.detail = detail

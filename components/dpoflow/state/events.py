@@ -1,0 +1,98 @@
+"""Progress as facts: one JSON line an event, beside the step's state.
+
+Reads   what a step says of itself
+Gives   `Events` to write with, `read_events` to follow with
+Not     drawing (pipelines/dpoflow_pipelines/progress.py), MLflow (tracking/)
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field
+
+from dpoflow.contracts.base import Contract
+
+Item = TypeVar("Item")
+
+
+class Event(Contract):
+    """One line of `events.jsonl`."""
+
+    time: float
+    """Seconds since the epoch."""
+    step: str
+    phase: str
+    done: int = 0
+    total: int | None = None
+    rate: float | None = None
+    """Units a second since the phase began."""
+    unit: str = ""
+    message: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    at: int | None = None
+    """The step that `metrics` belong to, such as the number of updates made."""
+
+
+class Events:
+    """Appends events of one step, each in one write."""
+
+    def __init__(self, path: Path, step: str) -> None:
+        self._path, self._step = path, step
+        self._phase, self._began, self._said, self._first = "", 0.0, 0.0, 0
+
+    def _append(self, event: Event) -> None:
+        with self._path.open("a", encoding="utf-8") as out:
+            out.write(event.model_dump_json(exclude_defaults=True) + "\n")
+
+    def say(self, message: str, *, phase: str = "") -> None:
+        """One sentence for a person."""
+        self._append(Event(time=time.time(), step=self._step, phase=phase, message=message))
+
+    def metrics(self, at: int, values: dict[str, float], *, phase: str = "") -> None:
+        """Figures that belong to point `at`; they reach MLflow under their own names."""
+        self._append(Event(time=time.time(), step=self._step, phase=phase, metrics=values, at=at))
+
+    def progress(self, phase: str, done: int, total: int | None, *, unit: str = "") -> None:
+        """`done` of `total`; at most ten lines a second, and always the last one."""
+        now = time.time()
+        if phase != self._phase:
+            self._phase, self._began, self._said, self._first = phase, now, 0.0, done
+        if now - self._said < 0.1 and done != total:
+            return
+        self._said, spent = now, now - self._began
+        rate = (done - self._first) / spent if spent > 0 else None
+        self._append(
+            Event(
+                time=now,
+                step=self._step,
+                phase=phase,
+                done=done,
+                total=total,
+                rate=rate,
+                unit=unit,
+            )
+        )
+
+    def track(
+        self, items: Iterable[Item], phase: str, total: int | None = None, *, unit: str = "rows"
+    ) -> Iterator[Item]:
+        """`items` again, with a progress event as each is asked for."""
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.progress(phase, done, total, unit=unit)
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """Whole lines after byte `offset`, and where to go on. A missing file has no events."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            chunk = stream.read()
+    except FileNotFoundError:
+        return [], offset
+    end = chunk.rfind(b"\n") + 1
+    lines = chunk[:end].splitlines()
+    return [Event.model_validate(json.loads(line)) for line in lines], offset + end

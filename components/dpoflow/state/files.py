@@ -1,0 +1,58 @@
+"""Writes that are there whole or not at all.
+
+Gives   `write_text`, `publish` (a folder, by hard link where it can)
+Not     hashing (contracts/manifest.py)
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from dpoflow.contracts.errors import ConfigError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step: a reader, or a kill, sees the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Make `target` the same tree as `folder`, sharing the bytes where the file system can.
+
+    Artifacts are never changed in place, so a shared inode is safe.
+    """
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder, target, copy_function=_link)
+
+
+def writable_folder(path: Path, what: str) -> Path:
+    """`path`, made and proven writable; ConfigError says what cannot be written and why."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {path} cannot be written ({error.strerror}); "
+            "name another folder with --home or DPOFLOW_HOME"
+        ) from None
+    return path

@@ -1,0 +1,286 @@
+"""The life of one step: find its state, keep others out, run or reuse, seal, publish.
+
+    ROOT/state/<key>/            key = sha256(step, config, digests of the inputs, code)
+        lock                     held while someone writes here
+        events.jsonl             progress, for people
+        work/                    checkpoints and caches: what a killed run continues from
+        outputs/<name>/          artifacts, each with a manifest; whole once done.json exists
+        done.json                the result; written last
+    ROOT/index/<digest>          where the artifact of that digest lies
+    ROOT/runs/<run id>/tasks/    one record a task, for the runner: see `TaskRecord`
+
+Reads   a step's config and input artifacts
+Gives   `begin`, `Task`, `StepState`, `code_digest`
+Not     what a step computes, nor how events become MLflow metrics (tracking/)
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dpoflow
+from dpoflow.contracts import manifest
+from dpoflow.contracts.base import Contract, canonical_json, sha256_json
+from dpoflow.contracts.errors import BY_NAME, DataRejected, DpoflowError, ServiceUnavailable
+from dpoflow.contracts.results import TaskState
+from dpoflow.state import files
+from dpoflow.state.events import Events
+from dpoflow.state.lifeline import tie_to_runner
+
+RUN_DIR = "DPOFLOW_RUN_DIR"
+Config = TypeVar("Config", bound=Contract)
+Result = TypeVar("Result", bound=Contract)
+
+
+class TaskRecord(Contract):
+    """What a task tells its runner: kept under the run, named for the task."""
+
+    name: str
+    state: TaskState
+    started: float
+    ended: float | None = None
+    reused: bool = False
+    state_dir: str = ""
+    result: dict[str, Any] | None = None
+    outputs: dict[str, str] = {}
+    """Name to digest of each artifact."""
+    error_type: str | None = None
+    error: str | None = None
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the sources of dpoflow: another program must not continue this one's state."""
+    root, digest = Path(dpoflow.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def index(root: Path, digest: str, folder: Path) -> None:
+    """Note where the artifact `digest` lies, relative to the root: how a trace finds it again."""
+    files.write_text(root / "index" / digest, folder.relative_to(root).as_posix() + "\n")
+
+
+def find(root: Path, digest: str) -> Path | None:
+    """The folder of artifact `digest`, if this root has it."""
+    try:
+        return root / (root / "index" / digest).read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+class StepState:
+    """One step's folder, locked: where it works, speaks and puts its outputs."""
+
+    def __init__(self, folder: Path, step: str) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+        """Survives a kill; whatever is here must be safe to continue from at any instant."""
+        self.root = folder.parent.parent
+        """The root that all steps share, for content-addressed stores."""
+        self.events = Events(folder / "events.jsonl", step)
+
+    def output(self, name: str) -> Path:
+        """The folder of output artifact `name`; emptied at the start of every attempt."""
+        return self.folder / "outputs" / name
+
+    def done(self) -> dict[str, Any] | None:
+        """The result of a finished earlier attempt whose outputs are still whole, if any."""
+        try:
+            record: dict[str, Any] = json.loads((self.folder / "done.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        try:
+            for name in record["outputs"]:
+                manifest.verify(self.output(name))
+        except DataRejected as damage:
+            self.events.say(f"computing again: {damage}")
+            return None
+        return record
+
+    def start_afresh(self, outputs: list[str]) -> None:
+        """Empty output folders, and a work folder that keeps what it has."""
+        (self.folder / "done.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "outputs", ignore_errors=True)
+        for name in outputs:
+            self.output(name).mkdir(parents=True)
+        self.work.mkdir(exist_ok=True)
+
+    def seal(
+        self,
+        step: str,
+        result: Contract,
+        parents: dict[str, str],
+        config: dict[str, Any],
+        outputs: list[str],
+    ) -> dict[str, Any]:
+        """Give every output its manifest and its place in the index, then say that all is done."""
+        digests = {}
+        for name in outputs:
+            sealed = manifest.seal(
+                self.output(name),
+                f"{step}.{name}",
+                parents=parents,
+                config=config,
+                code=code_digest(),
+            )
+            digests[name] = sealed.digest
+            index(self.root, sealed.digest, self.output(name))
+        record = {"result": result.model_dump(mode="json"), "outputs": digests}
+        files.write_text(self.folder / "done.json", json.dumps(record, indent=1))
+        shutil.rmtree(self.work, ignore_errors=True)  # checkpoints and caches have served
+        return record
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, step: str) -> Iterator[StepState]:
+    files.writable_folder(folder, f"the state of {step}")
+    with (folder / "lock").open("a") as lock:  # flock: let go by the kernel however we end
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceUnavailable(
+                f"{step} is being computed by another run (state {folder.name[:12]}); "
+                "wait for it and give the same command again"
+            ) from None
+        yield StepState(folder, step)
+
+
+class Task:
+    """One task of a pipeline run: its record under the run, and the way to execute its step."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        folder = os.environ.get(RUN_DIR)
+        self._path = Path(folder) / "tasks" / f"{name}.json" if folder else None
+        self._record = TaskRecord(name=name, state="RUNNING", started=time.time())
+
+    def _write(self, **changes: Any) -> None:
+        self._record = self._record.model_copy(update=changes)
+        if self._path is not None:
+            files.write_text(self._path, self._record.model_dump_json(indent=1))
+
+    def _earlier_error(self) -> DpoflowError | None:
+        if self._path is None or not self._path.exists():
+            return None
+        record = TaskRecord.model_validate_json(self._path.read_text("utf-8"))
+        kind = BY_NAME.get(record.error_type or "")
+        if record.state != "FAILED" or kind is None or kind is ServiceUnavailable:
+            return None
+        return kind(record.error or "")
+
+    def begin(self) -> None:
+        """Tie the process to its runner, and end a retry that cannot help."""
+        tie_to_runner()
+        earlier = self._earlier_error()
+        if earlier is not None:
+            log = sys.stdout  # what a task prints is its log
+            log.write(f"not tried again: {type(earlier).__name__}: {earlier}\n")
+            sys.exit(earlier.exit_code)
+        self._write()
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except DpoflowError as error:
+            kind, text = type(error).__name__, str(error)
+            self._write(state="FAILED", ended=time.time(), error_type=kind, error=text)
+            raise
+        except BaseException as error:
+            kind = type(error).__name__
+            text = f"{kind}: {error}"
+            self._write(state="FAILED", ended=time.time(), error_type=kind, error=text)
+            raise
+
+    def execute(
+        self,
+        run: Callable[..., Result],
+        config: Config,
+        *,
+        root: str,
+        inputs: Mapping[str, str] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        kind: type[Result],
+        reuse: bool = True,
+    ) -> Result:
+        """Run the step, or take its result from an earlier run of the same inputs.
+
+        `inputs` are artifact folders; `outputs` are where Kubeflow wants the artifacts. The step
+        is called as `run(config, **inputs, **outputs, state=...)` with paths. With `reuse` off it
+        always runs (the snapshot must look at its sources each time).
+
+        Raises what the step raises, once it stands in the task's record.
+        """
+        with self._recorded():
+            return self._execute(
+                run, config, Path(root), dict(inputs or {}), dict(outputs or {}), kind, reuse
+            )
+
+    def simply(self, run: Callable[..., str], **facts: str) -> str:
+        """Run something that has no state, recorded like a step."""
+        with self._recorded():
+            result = run(**facts)
+        self._write(state="SUCCEEDED", ended=time.time())
+        return result
+
+    def _execute(
+        self,
+        run: Callable[..., Result],
+        config: Config,
+        root: Path,
+        inputs: dict[str, str],
+        outputs: dict[str, str],
+        kind: type[Result],
+        reuse: bool,
+    ) -> Result:
+        from dpoflow.tracking.step_run import step_run
+
+        parents = {name: manifest.verify(Path(path)).digest for name, path in inputs.items()}
+        settings = json.loads(canonical_json(config))
+        identity = {"step": self.name, "config": settings, "parents": parents}
+        key = sha256_json(identity | {"code": code_digest()})
+        with (
+            _locked(root / "state" / key, self.name) as state,
+            step_run(self.name, config=settings, parents=parents, state=state) as tracked,
+        ):
+            self._write(state_dir=str(state.folder))
+            done = state.done() if reuse else None
+            if done is None:
+                state.start_afresh(list(outputs))
+                paths = {name: Path(path) for name, path in inputs.items()}
+                targets = {name: state.output(name) for name in outputs}
+                result = run(config, **paths, **targets, state=state)
+                done = state.seal(self.name, result, parents, settings, list(outputs))
+                reused = False
+            else:
+                result, reused = kind.model_validate(done["result"]), True
+            for name, target in outputs.items():
+                files.publish(state.output(name), Path(target))
+            digests: dict[str, str] = done["outputs"]
+            tracked.conclude(result, digests, reused=reused)
+        self._write(
+            state="SUCCEEDED",
+            ended=time.time(),
+            reused=reused,
+            result=done["result"],
+            outputs=digests,
+        )
+        return result
+
+
+def begin(name: str) -> Task:
+    """Start of every component: before anything heavy is imported."""
+    task = Task(name)
+    task.begin()
+    return task

@@ -1,0 +1,34 @@
+"""The synthesize step as Kubeflow sees it."""
+
+from kfp import dsl
+
+from dpoflow.images import GPU
+
+
+@dsl.component(base_image=GPU, install_kfp_package=False)
+def synthesize(
+    config: str,
+    state_root: str,
+    model_uri: str,
+    model_digest: str,
+    prompts: dsl.Input[dsl.Dataset],
+    pairs: dsl.Output[dsl.Dataset],
+) -> int:
+    """Sample candidates, judge them, keep pairs; returns how many."""
+    from dpoflow.state.step import begin
+
+    task = begin("synthesize")
+
+    from dpoflow.contracts.results import SynthesizeResult
+    from dpoflow.contracts.spec import SynthesizeConfig
+    from dpoflow.synthesize.step import run
+
+    done = task.execute(
+        run,
+        SynthesizeConfig.model_validate_json(config),
+        root=state_root,
+        inputs={"prompts": prompts.path, "model": model_uri},
+        outputs={"pairs": pairs.path},
+        kind=SynthesizeResult,
+    )
+    return done.num_pairs

@@ -1,0 +1,88 @@
+"""The MLflow run of a whole pipeline run: opened by whoever starts it, parent of every step's run.
+
+Reads   MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID where someone else opened the run
+Gives   `open_run`, `PipelineRun`, `close_run`
+Not     step runs (step_run.py)
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpoflow.contracts.errors import ServiceUnavailable
+from dpoflow.contracts.results import RunState
+from dpoflow.tracking.settings import artifact_location, local_uri, quiet_mlflow
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """An open MLflow run."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    ours: bool
+    """Whether we opened it, and so may end it."""
+
+
+def open_run(
+    home: Path, *, experiment: str, run_name: str, spec_json: str, known: str | None
+) -> PipelineRun:
+    """Attach to MLFLOW_RUN_ID if it is set, continue `known` if it is there, else open a run."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
+    try:
+        client = MlflowClient(uri)
+        attached = os.environ.get("MLFLOW_RUN_ID")
+        if attached:
+            info = client.get_run(attached).info
+            return PipelineRun(uri, info.experiment_id, attached, ours=False)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            place = artifact_location(home) if uri.startswith("sqlite:") else None
+            experiment_id = client.create_experiment(experiment, artifact_location=place)
+        else:
+            experiment_id = found.experiment_id
+        if known is not None and _exists(client, known):
+            client.update_run(known, status="RUNNING")
+            return PipelineRun(uri, experiment_id, known, ours=True)
+        tags = {"mlflow.runName": run_name, "dpoflow.run_id": run_name}
+        run_id = client.create_run(experiment_id, tags=tags).info.run_id
+        client.log_text(run_id, spec_json, "spec.json")
+    except MlflowException as error:
+        raise ServiceUnavailable(
+            f"MLflow at {_public(uri)} did not accept the run ({error.message[:200]}); "
+            "check MLFLOW_TRACKING_URI and try again"
+        ) from error
+    return PipelineRun(uri, experiment_id, run_id, ours=True)
+
+
+def _exists(client: object, run_id: str) -> bool:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert isinstance(client, MlflowClient)
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def _public(uri: str) -> str:
+    """A URI without user and password."""
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else uri
+
+
+def close_run(run: PipelineRun, state: RunState, summary_json: str) -> None:
+    """Log the summary, and end the run if it is ours."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(run.tracking_uri)
+    client.log_text(run.run_id, summary_json, "summary.json")
+    if run.ours:
+        client.set_terminated(run.run_id, "FINISHED" if state == "SUCCEEDED" else "FAILED")

@@ -1,0 +1,29 @@
+"""How MLflow is used everywhere here: silent, no telemetry, one place for local stores.
+
+Gives   `quiet_mlflow`, `local_uri`, `artifact_location`
+"""
+
+import logging
+import os
+from pathlib import Path
+
+
+def quiet_mlflow() -> None:
+    """Before mlflow is imported: no telemetry, no progress bars, no hints on standard error."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def local_uri(home: Path) -> str:
+    """The tracking store of a laptop: sqlite under the home."""
+    return f"sqlite:///{home.resolve()}/mlflow.db"
+
+
+def artifact_location(home: Path) -> str:
+    """Where a laptop's experiments put artifacts: a folder under the home."""
+    return (home.resolve() / "mlartifacts").as_uri()

@@ -1,0 +1,195 @@
+"""One MLflow run a step, a child of the pipeline's run.
+
+Reads   MLFLOW_TRACKING_URI; DPOFLOW_MLFLOW_PARENT and DPOFLOW_MLFLOW_EXPERIMENT from the runner;
+        MLFLOW_RUN_ID where a platform already opened a run for this task: then that run is used and
+        never ended
+Gives   `step_run`; events with metrics reach MLflow while the step works
+Not     models and versions (registry/)
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dpoflow.contracts.base import Contract
+from dpoflow.state.events import read_events
+from dpoflow.state.files import write_text
+from dpoflow.tracking.settings import quiet_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from dpoflow.state.step import StepState
+
+PARENT = "DPOFLOW_MLFLOW_PARENT"
+EXPERIMENT = "DPOFLOW_MLFLOW_EXPERIMENT"
+STEP_RUN = "DPOFLOW_MLFLOW_STEP_RUN"
+_MAX_PARAM = 500
+_SHOWN = {".json", ".html", ".png"}
+_MAX_SHOWN_BYTES = 8_000_000
+
+
+class Tracked(Protocol):
+    """What a step's life tells its tracking."""
+
+    def conclude(self, result: Contract, digests: dict[str, str], *, reused: bool) -> None:
+        """The step is done: its result, and the digest of every output."""
+
+
+class Untracked:
+    """No tracking server was named."""
+
+    def conclude(self, result: Contract, digests: dict[str, str], *, reused: bool) -> None:
+        """Nothing to tell."""
+
+
+@contextlib.contextmanager
+def step_run(
+    step: str, *, config: dict[str, Any], parents: dict[str, str], state: "StepState"
+) -> Iterator[Tracked]:
+    """Track a step for as long as the context lasts; a failure inside marks the run FAILED."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        yield Untracked()
+        return
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    attached = os.environ.get("MLFLOW_RUN_ID")
+    run_id = attached or _own_run(client, step, state.folder)
+    os.environ[STEP_RUN] = run_id
+    _log_inputs(client, run_id, config, parents)
+    try:
+        with _metrics_follow(client, run_id, state.folder):
+            yield _Run(client, run_id, state)
+    except BaseException as error:
+        if not attached:
+            client.set_tag(run_id, "dpoflow.error", f"{type(error).__name__}: {error}"[:4000])
+            client.set_terminated(run_id, "FAILED")
+        raise
+    if not attached:
+        client.set_terminated(run_id, "FINISHED")
+
+
+def _own_run(client: "MlflowClient", step: str, folder: Path) -> str:
+    """This task's child run; the one of a killed attempt is continued, so a step has one run."""
+    parent, experiment = os.environ.get(PARENT, ""), os.environ.get(EXPERIMENT, "0")
+    memory = folder / "mlflow.json"
+    identity = {"uri": os.environ["MLFLOW_TRACKING_URI"], "parent": parent}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = json.loads(memory.read_text("utf-8"))
+        if {key: known[key] for key in identity} == identity:
+            client.update_run(known["run_id"], status="RUNNING")
+            return str(known["run_id"])
+    tags = {"mlflow.runName": step, "dpoflow.step": step}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    run_id: str = client.create_run(experiment, tags=tags).info.run_id
+    write_text(memory, json.dumps(identity | {"run_id": run_id}))
+    return run_id
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield (
+                f"{prefix}{key}",
+                text if len(text) <= _MAX_PARAM else text[: _MAX_PARAM - 1] + "…",
+            )
+
+
+def _log_inputs(
+    client: "MlflowClient", run_id: str, config: dict[str, Any], parents: dict[str, str]
+) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    params = [Param(key, value) for key, value in _flat(config)]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    datasets = [
+        DatasetInput(
+            # MLflow keeps 36 characters of a digest, so the whole one stands in source and tag.
+            Dataset(name, digest[:36], "dpoflow", json.dumps({"sha256": digest})),
+            [InputTag("mlflow.data.context", name), InputTag("sha256", digest)],
+        )
+        for name, digest in parents.items()
+    ]
+    if datasets:
+        client.log_inputs(run_id, datasets)
+
+
+@contextlib.contextmanager
+def _metrics_follow(client: "MlflowClient", run_id: str, folder: Path) -> Iterator[None]:
+    """Hand metrics from the event log to MLflow, every two seconds and at the end."""
+    ended, sender = threading.Event(), _MetricSender(client, run_id, folder)
+
+    def follow() -> None:
+        while not ended.wait(2.0):
+            sender.send()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        sender.send()
+
+
+class _MetricSender:
+    """Sends each (metric, step) once, though a resumed step says some of them again."""
+
+    def __init__(self, client: "MlflowClient", run_id: str, folder: Path) -> None:
+        self._client, self._run_id, self._path = client, run_id, folder / "events.jsonl"
+        self._offset, self._sent = 0, set[tuple[str, int]]()
+
+    def send(self) -> None:
+        from mlflow.entities import Metric
+
+        events, self._offset = read_events(self._path, self._offset)
+        fresh = []
+        for event in events:
+            for name, value in event.metrics.items():
+                point = (name, event.at or 0)
+                if point not in self._sent:
+                    self._sent.add(point)
+                    fresh.append(Metric(name, value, int(event.time * 1000), event.at or 0))
+        for start in range(0, len(fresh), 1000):
+            self._client.log_batch(self._run_id, metrics=fresh[start : start + 1000])
+
+
+def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float):
+            yield f"{prefix}/{key}", float(value)
+
+
+class _Run:
+    def __init__(self, client: "MlflowClient", run_id: str, state: "StepState") -> None:
+        self._client, self._run_id, self._state = client, run_id, state
+
+    def conclude(self, result: Contract, digests: dict[str, str], *, reused: bool) -> None:
+        """Log the result's numbers, each output's manifest, and what a browser can show of it."""
+        from mlflow.entities import Metric, RunTag
+
+        now, values = int(time.time() * 1000), result.model_dump(mode="json")
+        step = str(self._client.get_run(self._run_id).data.tags.get("dpoflow.step", "step"))
+        metrics = [Metric(name, value, now, 0) for name, value in _numbers(values, step)]
+        tags = [RunTag(f"dpoflow.digest.{name}", digest) for name, digest in digests.items()]
+        tags.append(RunTag("dpoflow.reused", str(reused).lower()))
+        self._client.log_batch(self._run_id, metrics=metrics, tags=tags)
+        for name in digests:
+            for path in sorted(self._state.output(name).iterdir()):
+                if path.suffix in _SHOWN and path.stat().st_size <= _MAX_SHOWN_BYTES:
+                    self._client.log_artifact(self._run_id, str(path), name)

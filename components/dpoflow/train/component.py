@@ -1,0 +1,34 @@
+"""The train step as Kubeflow sees it."""
+
+from kfp import dsl
+
+from dpoflow.images import GPU
+
+
+@dsl.component(base_image=GPU, install_kfp_package=False)
+def train(
+    config: str,
+    state_root: str,
+    model_uri: str,
+    model_digest: str,
+    pairs: dsl.Input[dsl.Dataset],
+    policy: dsl.Output[dsl.Model],
+) -> str:
+    """Fine-tune the policy on preference pairs with DPO; returns the policy's digest."""
+    from dpoflow.state.step import begin
+
+    task = begin("train")
+
+    from dpoflow.contracts.results import TrainResult
+    from dpoflow.contracts.spec import TrainConfig
+    from dpoflow.train.step import run
+
+    done = task.execute(
+        run,
+        TrainConfig.model_validate_json(config),
+        root=state_root,
+        inputs={"pairs": pairs.path, "model": model_uri},
+        outputs={"policy": policy.path},
+        kind=TrainResult,
+    )
+    return done.policy_digest

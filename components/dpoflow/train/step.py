@@ -1,0 +1,222 @@
+"""Fine-tune the policy on preference pairs with DPO.
+
+Reads   train.parquet of an artifact of pairs, and a model directory: where the policy starts, and the
+        reference it is held to
+Gives   a model directory (safetensors, tokenizer, chat template) with training.json, and `TrainResult`
+Not     making pairs (synthesize/), judging the policy (evaluate/)
+
+Killed at any moment and called again with the same arguments, it ends in the same policy, bit for bit
+on a CPU: the plan is a function of the seed, reference margins and checkpoints lie in `state.work`.
+"""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpoflow.contracts.base import canonical_json
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.manifest import FileEntry, files_digest, sha256_file
+from dpoflow.contracts.pairs import PreferencePair, read_parquet
+from dpoflow.contracts.results import TrainResult
+from dpoflow.contracts.spec import TrainConfig
+from dpoflow.policy import load
+from dpoflow.policy.dtype import choose, name_of
+from dpoflow.policy.logprobs import check_head, group_of
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.state.events import Events
+from dpoflow.state.step import StepState
+from dpoflow.train import checkpoint, reference
+from dpoflow.train.plan import plan
+from dpoflow.train.trainer import DpoTrainer
+
+
+def run(
+    config: TrainConfig, *, pairs: Path, model: Path, policy: Path, state: StepState, **facts: str
+) -> TrainResult:
+    """Train on `pairs` from `model`, fill the folder `policy`, and say how it went."""
+    _check_alone()
+    torch.manual_seed(config.seed)
+    start, tokenizer = load.load(model)
+    encoded, dropped = _encode(tokenizer, pairs / "train.parquet", config, state.events)
+    dtype = choose(config.dtype, start, remember=state.work / "dtype.json")
+    check_head(start)
+    trained = _prepare(start, config)
+    trained.to("cuda" if torch.cuda.is_available() else "cpu")
+    groups = [group_of(pair) for pair in encoded]
+    batches = plan(
+        [group.longest for group in groups],
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    margins = reference.margins(
+        trained,
+        groups,
+        batches,
+        dtype=dtype,
+        keep=state.work / "reference.safetensors",
+        events=state.events,
+    )
+    folder = state.work / "checkpoints"
+    trainer = DpoTrainer(
+        trained, groups, margins, batches, config, dtype=dtype, folder=folder, events=state.events
+    )
+    _train(trainer, folder, state.events)
+    return _export(trainer, config, encoded, dropped, name_of(dtype), model, policy, state.events)
+
+
+def _check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"train runs in one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; "
+            "start one, without torchrun or accelerate launch"
+        )
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, path: Path, config: TrainConfig, events: Events
+) -> tuple[list[EncodedPair], dict[str, int]]:
+    """Pairs as tokens, and how many were left out by reason."""
+    encoded: list[EncodedPair] = []
+    dropped: Counter[str] = Counter()
+    for pair in read_parquet(path, PreferencePair):
+        made = (
+            encode_pair(tokenizer, pair, config.max_tokens)
+            if pair.label == "preferred"
+            else f"label_{pair.label}"
+        )
+        if isinstance(made, EncodedPair):
+            encoded.append(made)
+        else:
+            dropped[made] += 1
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    if not encoded:
+        raise DataRejected(
+            f"train.parquet has no pair to train on (dropped: {why or 'none, it is empty'}); "
+            "raise train.max_tokens, or look at the data"
+        )
+    if dropped:
+        events.say(f"dropped {dropped.total()} of {dropped.total() + len(encoded)} pairs: {why}")
+    return encoded, dict(sorted(dropped.items()))
+
+
+def _prepare(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
+    """The model with the weights to be trained switched on, and without its own dropout."""
+    _switch_off_dropout(model)
+    if config.method == "lora":
+        model = _with_adapters(model, config)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            f"train.method {config.method} leaves nothing to train; name modules of this model in "
+            "train.lora.targets, or set train.method: full"
+        )
+    return model
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    """Policy and reference are compared on one footing; adapters keep the dropout they ask for."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # Llama and its kin keep the rate as a number
+
+
+def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = config.lora.targets
+    adapters = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    try:
+        return get_peft_model(model, adapters)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.targets {targets} does not fit this model ({error}); "
+            "name its linear modules, or say all-linear"
+        ) from None
+
+
+def _train(trainer: DpoTrainer, folder: Path, events: Events) -> None:
+    earlier = checkpoint.newest(folder)
+    if earlier is not None:
+        events.say(f"continuing after {earlier.name.replace('-', ' ')}", phase="training")
+    trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
+
+
+def _export(
+    trainer: DpoTrainer,
+    config: TrainConfig,
+    encoded: list[EncodedPair],
+    dropped: dict[str, int],
+    dtype: str,
+    model: Path,
+    policy: Path,
+    events: Events,
+) -> TrainResult:
+    events.say("writing the policy", phase="writing")
+    _write_weights(trainer.model, policy)
+    _copy_words(model, policy)
+    notes = trainer.notes()
+    outcome = {
+        "first_loss": notes.first_loss,
+        "last_loss": notes.last_loss,
+        "num_pairs": len(encoded),
+        "num_dropped": sum(dropped.values()),
+        "num_steps": trainer.state.global_step,
+        "accuracy": sum(margin > 0 for margin in notes.margins.values()) / len(notes.margins),
+        "dtype": dtype,
+    }
+    story = {  # no times: the same training must leave the same bytes
+        **outcome,
+        "config": config.model_dump(mode="json"),
+        "dropped": dropped,
+        "pair_ids": [pair.pair_id for pair in encoded],
+    }
+    (policy / "training.json").write_text(canonical_json(story) + "\n", encoding="utf-8")
+    return TrainResult.model_validate(
+        {**outcome, "policy_digest": _digest(policy), "seconds": notes.seconds}
+    )
+
+
+def _write_weights(model: Any, policy: Path) -> None:
+    """Full weights, so that the folder loads without peft; adapters beside them."""
+    if hasattr(model, "merge_and_unload"):
+        for adapters in model.peft_config.values():
+            adapters.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
+        model.save_pretrained(policy / "adapter")
+        (policy / "adapter" / "README.md").unlink(missing_ok=True)  # an empty form
+        model = model.merge_and_unload()
+    model.save_pretrained(policy)
+
+
+def _copy_words(model: Path, policy: Path) -> None:
+    """Tokenizer, chat template and generation config, byte for byte those of the start."""
+    for pattern in load.NEEDED:
+        for path in model.glob(pattern):
+            if path.name != "config.json" and "safetensors" not in path.name:
+                shutil.copyfile(path, policy / path.name)
+
+
+def _digest(folder: Path) -> str:
+    """What the manifest will call this folder once it is sealed."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return files_digest(
+        {
+            path.relative_to(folder).as_posix(): FileEntry(
+                sha256=sha256_file(path), num_bytes=path.stat().st_size
+            )
+            for path in found
+        }
+    )

@@ -1,0 +1,66 @@
+"""The validate step as Kubeflow sees it: once over what people gave, once over the merged whole."""
+
+from kfp import dsl
+
+from dpoflow.images import CPU
+
+
+@dsl.component(base_image=CPU, install_kfp_package=False)
+def validate(
+    config: str,
+    state_root: str,
+    data_uri: str,
+    data_digest: str,
+    pairs: dsl.Output[dsl.Dataset],
+    prompts: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+) -> str:
+    """Adapt rows to pairs, check them, quarantine with reasons, split by prompt."""
+    from dpoflow.state.step import begin
+
+    task = begin("validate")
+
+    from dpoflow.contracts.results import ValidateResult
+    from dpoflow.contracts.spec import ValidateConfig
+    from dpoflow.validate.step import run
+
+    done = task.execute(
+        run,
+        ValidateConfig.model_validate_json(config),
+        root=state_root,
+        inputs={"data": data_uri},
+        outputs={"pairs": pairs.path, "prompts": prompts.path, "report": report.path},
+        kind=ValidateResult,
+    )
+    return done.pairs_digest
+
+
+@dsl.component(base_image=CPU, install_kfp_package=False)
+def merge(
+    config: str,
+    state_root: str,
+    pairs: dsl.Input[dsl.Dataset],
+    prompts: dsl.Input[dsl.Dataset],
+    synthetic: dsl.Input[dsl.Dataset],
+    training: dsl.Output[dsl.Dataset],
+    heldout: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+) -> str:
+    """Join human and synthetic pairs; check leakage, length bias and coverage."""
+    from dpoflow.state.step import begin
+
+    task = begin("merge")
+
+    from dpoflow.contracts.results import ValidateResult
+    from dpoflow.contracts.spec import ValidateConfig
+    from dpoflow.validate.step import merge as run
+
+    done = task.execute(
+        run,
+        ValidateConfig.model_validate_json(config),
+        root=state_root,
+        inputs={"pairs": pairs.path, "prompts": prompts.path, "synthetic": synthetic.path},
+        outputs={"training": training.path, "heldout": heldout.path, "report": report.path},
+        kind=ValidateResult,
+    )
+    return done.pairs_digest

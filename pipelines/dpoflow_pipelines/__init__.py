@@ -1,0 +1,1 @@
+"""Which steps, in what order, where: the DAGs, the backends that run them, and the command."""

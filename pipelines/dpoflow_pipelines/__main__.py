@@ -1,0 +1,5 @@
+"""`python -m dpoflow_pipelines` is `dpoflow`."""
+
+from dpoflow_pipelines.cli import main
+
+main()

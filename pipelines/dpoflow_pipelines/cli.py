@@ -1,0 +1,217 @@
+"""The command `dpoflow`.
+
+Reads   the command line
+Gives   `main`; errors are one line that says who must act, and the exit code says it again
+Not     any work: each command calls what does it
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from dpoflow.contracts.errors import ConfigError, DpoflowError
+from dpoflow_pipelines.run import default_home
+
+app = typer.Typer(
+    name="dpoflow",
+    help="Direct Preference Optimization as a Kubeflow pipeline, tracked in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="DPOFLOW_HOME",
+        help="Where runs, state and the local MLflow live.",
+        default_factory=default_home,
+        show_default=".dpoflow",
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one knob of the spec; repeatable."),
+]
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML to run.")]
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    home: Home,
+    sets: Sets = None,
+    require: Annotated[
+        str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the spec and print what would run.")
+    ] = False,
+) -> None:
+    """Run a spec on this machine, or continue the run that was cut off.
+
+    Examples:
+
+        dpoflow run pipelines/configs/demo.yaml
+
+        dpoflow run pipelines/configs/hh_rlhf.yaml --set data.max_pairs=64 --set train.beta=0.05
+
+        dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
+    """
+    from dpoflow.contracts.spec_file import load_spec
+
+    if require not in (None, "promote"):
+        raise ConfigError(f"--require takes promote, got '{require}'")
+    console, loaded = _console(), load_spec(spec, sets or [])
+    if dry_run:
+        console.print_json(loaded.model_dump_json())
+        return
+    from dpoflow_pipelines.run import run_spec
+    from dpoflow_pipelines.show import show_summary
+
+    home = home.resolve()
+    try:
+        summary = run_spec(loaded, home, console, require=require)
+    except DpoflowError:
+        from dpoflow_pipelines.show import show_verdict
+
+        show_verdict(console, home)
+        raise
+    show_summary(console, summary, home)
+
+
+@app.command()
+def compile(
+    pipeline: Annotated[str, typer.Argument(help="Which DAG: align.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the YAML goes.")],
+) -> None:
+    """Compile a DAG to the YAML that Kubeflow Pipelines takes.
+
+    Example:
+
+        dpoflow compile align -o align.yaml
+    """
+    from dpoflow_pipelines.run import compile_to
+
+    if pipeline != "align":
+        raise ConfigError(f"no pipeline '{pipeline}'; known: align")
+    if not output.parent.is_dir():
+        raise ConfigError(f"no folder {output.parent} to write {output.name} into")
+    compile_to(output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec; editors complete and check YAML with it."""
+    import json
+
+    from dpoflow.contracts.spec import Spec
+
+    typer.echo(json.dumps(Spec.model_json_schema(), indent=2))
+
+
+@app.command()
+def status(
+    home: Home,
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Latest if absent.")] = None,
+) -> None:
+    """Show how far a run is, or how it ended."""
+    from dpoflow_pipelines.show import show_status
+
+    show_status(_console(), home.resolve(), run_id)
+
+
+@app.command()
+def trace(
+    version: Annotated[str, typer.Argument(metavar="NAME/VERSION")],
+    home: Home,
+    pair: Annotated[
+        str | None, typer.Option(help="Follow one training pair (an id, or its first digits).")
+    ] = None,
+) -> None:
+    """Walk from a model version through evaluation, training and pairs to the sources.
+
+    Every file on the way is hashed again; one changed byte ends the walk with exit code 3.
+
+    Example:
+
+        dpoflow trace demo/1 --home build/demo
+    """
+    from dpoflow_pipelines.show import show_trace
+
+    show_trace(_console(), home.resolve(), version, pair)
+
+
+@app.command()
+def doctor(home: Home) -> None:
+    """Check that this machine can run dpoflow, and say what to do where it cannot."""
+    from dpoflow_pipelines.doctor import examine
+
+    raise typer.Exit(examine(_console(), home))
+
+
+@app.command()
+def step(
+    name: Annotated[str, typer.Argument(help="snapshot, validate, synthesize, merge, train, …")],
+    home: Home,
+    config: Annotated[Path, typer.Option(help="The step's own section, as YAML or JSON.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--in", metavar="NAME=PATH", help="An input artifact.")
+    ] = None,
+    outputs: Annotated[
+        list[str] | None, typer.Option("--out", metavar="NAME=PATH", help="Where an output goes.")
+    ] = None,
+) -> None:
+    """Run any step alone; prints its result as JSON.
+
+    Example:
+
+        dpoflow step synthesize --config s.yaml --in prompts=DIR --in model=DIR --out pairs=DIR
+    """
+    from dpoflow_pipelines.steps import run_step
+
+    typer.echo(run_step(name, config, inputs or [], outputs or [], home.resolve()))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(
+        f"[bold red]error:[/] {escape(message)}", highlight=False
+    )
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("DPOFLOW_DEBUG"))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="dpoflow", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except DpoflowError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} See: dpoflow --help", ConfigError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; the same command continues", 130)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error}; the same command continues once that is mended", ConfigError.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"a bug of ours: {type(error).__name__}: {error} (--debug shows where)", 1)

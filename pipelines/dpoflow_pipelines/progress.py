@@ -1,0 +1,166 @@
+"""Progress as a person sees it, drawn from the tasks' event logs.
+
+Reads   `run_dir`/tasks/*.json and the events.jsonl beside each task's state
+Gives   `following`: a live table on a terminal, plain lines elsewhere
+Not     the events themselves (dpoflow.state.events)
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dpoflow.state.events import Event, read_events
+from dpoflow.state.step import TaskRecord
+from dpoflow_pipelines.backends.laptop import read_records
+
+_SECONDS_BETWEEN_LINES = 10.0
+_BAR = 24
+_COLOURS = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "PENDING": "dim"}
+
+
+@dataclass
+class _Follower:
+    """Everything known of a run at this moment."""
+
+    run_dir: Path
+    names: list[str]
+    records: dict[str, TaskRecord] = field(default_factory=dict)
+    latest: dict[str, Event] = field(default_factory=dict)
+    messages: list[tuple[str, str]] = field(default_factory=list)
+    _offsets: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def look(self) -> None:
+        self.records = read_records(self.run_dir)
+        for name, record in self.records.items():
+            if not record.state_dir:
+                continue
+            at = (name, record.state_dir)
+            path = Path(record.state_dir) / "events.jsonl"
+            events, self._offsets[at] = read_events(path, self._offsets.get(at, 0))
+            for event in events:
+                if event.time < record.started:  # said by an earlier attempt
+                    continue
+                if event.message:
+                    self.messages.append((name, event.message))
+                elif event.total is not None or event.done:
+                    self.latest[name] = event
+
+
+def seconds_text(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def progress_text(event: Event) -> str:
+    """`sampling 120/400 answers, 3.1/s, 1 min 30 s left`."""
+    of = f"/{event.total:,}" if event.total else ""
+    parts = [f"{event.phase} {event.done:,}{of} {event.unit}".strip()]
+    if event.rate:
+        parts.append(f"{event.rate:,.1f}/s" if event.rate >= 1 else f"{1 / event.rate:,.1f} s each")
+        if event.total and event.done < event.total:
+            parts.append(f"{seconds_text((event.total - event.done) / event.rate)} left")
+    return ", ".join(parts)
+
+
+def _bar(event: Event) -> str:
+    full = min(_BAR, _BAR * event.done // event.total) if event.total else 0
+    return f"[cyan]{'━' * full}[/][dim]{'━' * (_BAR - full)}[/]"
+
+
+def _spent(record: TaskRecord | None) -> str:
+    if record is None:
+        return ""
+    return seconds_text((record.ended or time.time()) - record.started)
+
+
+def task_table(
+    names: list[str], records: dict[str, TaskRecord], latest: dict[str, Event] | None = None
+) -> Table:
+    """The tasks of a run, one a row."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("task", "state", "time", ""):
+        table.add_column(column, justify="right" if column == "time" else "left")
+    for name in names:
+        record = records.get(name)
+        state = record.state if record else "PENDING"
+        event = (latest or {}).get(name)
+        note = ""
+        if record and record.reused:
+            note = "[dim]same inputs as before: reused[/]"
+        elif state == "RUNNING" and event is not None:
+            note = f"{_bar(event)} {progress_text(event)}"
+        elif state == "FAILED" and record:
+            note = f"[red]{record.error_type or ''}[/]"
+        table.add_row(name, f"[{_COLOURS[state]}]{state}[/]", _spent(record), note)
+    return table
+
+
+@contextlib.contextmanager
+def following(console: Console, run_dir: Path, names: list[str]) -> Iterator[None]:
+    """Draw the run for as long as the context lasts."""
+    follower, ended = _Follower(run_dir, names), threading.Event()
+    draw = _draw_live if console.is_terminal else _write_lines
+    thread = threading.Thread(target=draw, args=(console, follower, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _draw_live(console: Console, follower: _Follower, ended: threading.Event) -> None:
+    def table() -> Table:
+        return task_table(follower.names, follower.records, follower.latest)
+
+    with Live(table(), console=console, refresh_per_second=4, transient=True) as live:
+        while True:
+            last = ended.wait(0.25)
+            follower.look()
+            while follower.messages:
+                name, message = follower.messages.pop(0)
+                live.console.print(f"{name}: {message}", markup=False, highlight=False)
+            live.update(table())
+            if last:
+                return
+
+
+def _write_lines(console: Console, follower: _Follower, ended: threading.Event) -> None:
+    """One line when a task changes state or says something, and now and then how far it is."""
+    states: dict[str, str] = {}
+    said = time.monotonic()
+
+    def line(text: str) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False)
+
+    while True:
+        last = ended.wait(0.25)
+        follower.look()
+        for name, record in follower.records.items():
+            if states.get(name) != record.state:
+                states[name] = record.state
+                reused = " (reused)" if record.reused else ""
+                spent = f" in {_spent(record)}" if record.ended else ""
+                line(f"{name} {record.state}{reused}{spent}")
+        while follower.messages:
+            name, message = follower.messages.pop(0)
+            line(f"{name}: {message}")
+        if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            for name, event in follower.latest.items():
+                if states.get(name) == "RUNNING":
+                    line(f"{name}: {progress_text(event)}")
+        if last:
+            return

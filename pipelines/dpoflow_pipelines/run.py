@@ -1,0 +1,131 @@
+"""`dpoflow run`: one spec through the whole DAG on this machine, and a summary at the end.
+
+Reads   a spec, a home
+Gives   `run_spec`, `compile_to`
+Not     the terminal's grammar (cli.py), how tasks are started (backends/)
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from dpoflow.contracts.base import canonical_json
+from dpoflow.contracts.errors import DpoflowError, GateNotPassed
+from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
+from dpoflow.contracts.spec import Spec
+from dpoflow.state import files
+from dpoflow_pipelines.progress import following, task_table
+from dpoflow_pipelines.runs import Run, claim_run, summarise
+
+
+def compile_to(path: Path, name: str = "align") -> None:
+    """Compile the DAG called `name` to `path`, atomically."""
+    from kfp import compiler
+
+    from dpoflow_pipelines.align import align
+
+    draft = path.with_name(f".{path.stem}.draft.yaml")
+    compiler.Compiler().compile({"align": align}[name], str(draft))
+    draft.replace(path)
+
+
+def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -> RunSummary:
+    """Run `spec` to its end, or continue the run of it that was cut off.
+
+    Raises the failed task's error; GateNotPassed if `require` asks for another verdict than the
+    run's. The summary is written in every case.
+    """
+    files.writable_folder(home, "the home")
+    with claim_run(home, spec) as run, _stopped_by_sigterm():
+        word = "continuing" if run.continued else "starting"
+        console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
+        summary = _run(spec, run, console)
+    verdict = summary.evaluation.get("verdict")
+    if require is not None and verdict != require:
+        raise GateNotPassed(
+            f"the verdict is {verdict}, not {require}: {summary.evaluation.get('sentence')}"
+        )
+    return summary
+
+
+def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
+    from dpoflow.tracking.pipeline_run import close_run, open_run
+
+    with console.status("opening MLflow") if console.is_terminal else contextlib.nullcontext():
+        tracked = open_run(
+            run.home,
+            experiment=spec.name,
+            run_name=run.run_id,
+            spec_json=canonical_json(spec),
+            known=run.memory().get("mlflow_run_id"),
+        )
+    run.remember(mlflow_run_id=tracked.run_id)
+    from dpoflow_pipelines.backends.laptop import read_records, run_on_laptop, task_names
+
+    ir = run.folder / "align.yaml"
+    compile_to(ir)
+    names = task_names(ir)
+    mlflow = MlflowSummary(tracking_uri=tracked.tracking_uri, run_id=tracked.run_id)
+
+    def conclude(state: RunState, error: str | None) -> RunSummary:
+        summary = summarise(
+            run.run_id,
+            spec.name,
+            run.home,
+            names,
+            read_records(run.folder),
+            state=state,
+            error=error,
+            mlflow=mlflow,
+        )
+        text = summary.model_dump_json(indent=2) + "\n"
+        for place in (run.folder, run.home):
+            files.write_text(place / "summary.json", text)
+        run.remember(state=state)
+        return summary
+
+    conclude("RUNNING", None)
+    environment = {
+        "MLFLOW_TRACKING_URI": tracked.tracking_uri,
+        "DPOFLOW_MLFLOW_PARENT": tracked.run_id,
+        "DPOFLOW_MLFLOW_EXPERIMENT": tracked.experiment_id,
+    }
+    arguments = {"state_root": str(run.home), **spec.arguments()}
+    try:
+        with following(console, run.folder, names):
+            run_on_laptop(ir, arguments, run_dir=run.folder, environment=environment)
+    except BaseException as error:
+        text = str(error) if isinstance(error, DpoflowError) else type(error).__name__
+        summary = conclude("FAILED", text)
+        close_run(tracked, "FAILED", summary.model_dump_json(indent=2))
+        console.print(task_table(names, read_records(run.folder)))
+        raise
+    summary = conclude("SUCCEEDED", None)
+    close_run(tracked, "SUCCEEDED", summary.model_dump_json(indent=2))
+    console.print(task_table(names, read_records(run.folder)))
+    return summary
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the run like ctrl-C: summary written, tasks gone with this process."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def default_home() -> Path:
+    """DPOFLOW_HOME, or .dpoflow here."""
+    return Path(os.environ.get("DPOFLOW_HOME") or ".dpoflow")

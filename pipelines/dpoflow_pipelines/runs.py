@@ -1,0 +1,151 @@
+"""Runs of one home: their names, their folders, their summaries.
+
+    HOME/runs/<name>-<spec digest>-<n>/   run.json, align.yaml, log.txt, tasks/, summary.json
+    HOME/summary.json                     copy of the latest
+
+Reads   the home
+Gives   `claim_run`, `Run`, `summarise`
+Not     running (backends/), drawing (progress.py)
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpoflow.contracts.base import canonical_json, sha256_json
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
+from dpoflow.contracts.results import (
+    Decision,
+    MlflowSummary,
+    RegisterResult,
+    RunState,
+    RunSummary,
+    TaskSummary,
+    TrainResult,
+)
+from dpoflow.contracts.spec import Spec
+from dpoflow.state import files
+from dpoflow.state.step import TaskRecord, find
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a spec in a home, claimed by this process."""
+
+    home: Path
+    run_id: str
+    folder: Path
+    continued: bool
+    """Whether an earlier attempt was cut off and this one goes on with it."""
+
+    def remember(self, **facts: str) -> None:
+        """Add to what the next attempt must know, such as the MLflow run."""
+        files.write_text(self.folder / "run.json", json.dumps(self.memory() | facts, indent=1))
+
+    def memory(self) -> dict[str, str]:
+        """What earlier attempts noted."""
+        return _memory(self.folder)
+
+
+def _memory(folder: Path) -> dict[str, str]:
+    try:
+        known: dict[str, str] = json.loads((folder / "run.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return known
+
+
+@contextlib.contextmanager
+def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
+    """The unfinished run of this spec if there is one, else a new one; nobody else may hold it."""
+    runs = files.writable_folder(home / "runs", "the home")
+    prefix = f"{spec.name}-{sha256_json(spec)[:8]}-"
+    earlier = sorted(runs.glob(f"{prefix}[0-9][0-9][0-9]"))
+    last = earlier[-1] if earlier else None
+    unfinished = last is not None and _memory(last).get("state") != "SUCCEEDED"
+    if last is None or not unfinished:
+        last = runs / f"{prefix}{len(earlier) + 1:03d}"
+    last.mkdir(exist_ok=True)
+    with (last / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceUnavailable(
+                f"run {last.name} is being run by another process; "
+                f"wait for it, or watch it with: dpoflow status {last.name} --home {home}"
+            ) from None
+        run = Run(home, last.name, last, continued=(last / "run.json").exists())
+        run.remember(spec=canonical_json(spec), state="RUNNING")
+        yield run
+
+
+def find_run(home: Path, run_id: str | None) -> Path:
+    """The folder of a run, the latest when none is named."""
+    if run_id is not None:
+        folder = home / "runs" / run_id
+        if Path(run_id).name != run_id or not (folder / "run.json").exists():
+            raise ConfigError(f"no run {run_id!r} under {home / 'runs'}; see: dpoflow status")
+        return folder
+    folders = [path.parent for path in (home / "runs").glob("*/run.json")]
+    if not folders:
+        raise ConfigError(f"no run under {home} yet; start one with: dpoflow run SPEC")
+    return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
+
+
+def summarise(
+    run_id: str,
+    name: str,
+    home: Path,
+    tasks: list[str],
+    records: dict[str, TaskRecord],
+    *,
+    state: RunState,
+    error: str | None,
+    mlflow: MlflowSummary | None,
+) -> RunSummary:
+    """The run in one page, from what its tasks recorded."""
+    results = {name: record.result for name, record in records.items() if record.result}
+    data: dict[str, object] = {}
+    if "snapshot" in results:
+        data["digest"] = results["snapshot"]["data_digest"]
+        data["model_digest"] = results["snapshot"]["model_digest"]
+    for step in ("validate", "synthesize", "merge"):
+        if step in results:
+            data[step] = results[step]
+    evaluation: dict[str, object] = {}
+    if "evaluate" in results:
+        evaluation = dict(results["evaluate"])
+        folder = find(home, records["evaluate"].outputs["decision"])
+        if folder is not None:
+            decision = Decision.model_validate_json((folder / "decision.json").read_text("utf-8"))
+            evaluation["gates"] = [gate.model_dump() for gate in decision.gates]
+            evaluation["measures"] = decision.measures
+    return RunSummary(
+        run_id=run_id,
+        name=name,
+        state=state,
+        error=error,
+        tasks=tuple(_task(task, records.get(task)) for task in tasks),
+        data=data,
+        train=TrainResult.model_validate(results["train"]) if "train" in results else None,
+        evaluation=evaluation,
+        registry=RegisterResult.model_validate(results["register"])
+        if "register" in results
+        else None,
+        mlflow=mlflow,
+    )
+
+
+def _task(name: str, record: TaskRecord | None) -> TaskSummary:
+    if record is None:
+        return TaskSummary(name=name, state="PENDING")
+    return TaskSummary(
+        name=name,
+        state=record.state,
+        seconds=round(record.ended - record.started, 1) if record.ended else 0.0,
+        reused=record.reused,
+        message=record.error or "",
+    )

@@ -1,0 +1,149 @@
+"""What a person sees of runs, verdicts and chains of evidence.
+
+Reads   summaries, decisions, manifests
+Gives   `show_summary`, `show_verdict`, `show_status`, `show_trace`
+Not     live progress (progress.py)
+"""
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.manifest import Manifest
+from dpoflow.contracts.pairs import PreferencePair, read_parquet
+from dpoflow.contracts.results import RunSummary
+from dpoflow.state.step import find
+from dpoflow_pipelines.backends.laptop import read_records, task_names
+from dpoflow_pipelines.progress import task_table
+from dpoflow_pipelines.runs import find_run
+
+_EXAMPLES = 5
+
+
+def _summary(folder: Path) -> RunSummary | None:
+    try:
+        return RunSummary.model_validate_json((folder / "summary.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
+    """The verdict, unselected answers, and what a reviewer does next."""
+    show_verdict(console, home, summary)
+    if summary.registry and summary.mlflow:
+        version = summary.registry
+        console.print(f"\nrecorded [bold]{version.model}/{version.version}[/]", end="")
+        console.print(f", alias {version.alias}" if version.alias else ", no alias")
+        place = summary.mlflow.tracking_uri
+        console.print("\nnext, for a reviewer:", style="bold")
+        lines = [
+            f"  mlflow server --backend-store-uri {place} --port 5000"
+            if place.startswith("sqlite")
+            else f"  open {place}",
+            f"  → Model registry → {version.model}, version {version.version}: gates, answers.html",
+            f"  dpoflow trace {version.model}/{version.version} --home {_short(home)}",
+        ]
+        console.print("\n".join(lines), markup=False, highlight=False)
+    console.print(f"\nsummary: {_short(home / 'summary.json')}", highlight=False)
+
+
+def show_verdict(console: Console, home: Path, summary: RunSummary | None = None) -> None:
+    """Gates as a table, then the first few comparisons in the order of their ids."""
+    summary = summary or _summary(home)
+    if summary is None or not summary.evaluation.get("gates"):
+        return
+    colour = {"promote": "green", "reject": "red"}.get(str(summary.evaluation["verdict"]), "yellow")
+    _show_answers(console, home, summary)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("gate", "asked", "seen", ""):
+        table.add_column(column)
+    gates = summary.evaluation["gates"]
+    assert isinstance(gates, list)
+    for gate in gates:
+        word = {True: "[green]held[/]", False: "[red]not held[/]", None: "[yellow]not measured[/]"}
+        table.add_row(gate["name"], gate["asked"], gate["seen"], word[gate["passed"]])
+    console.print()
+    console.print(table)
+    console.print(f"\n[bold {colour}]{summary.evaluation['verdict']}[/]: ", end="")
+    console.print(escape(str(summary.evaluation["sentence"])), highlight=False)
+
+
+def _show_answers(console: Console, home: Path, summary: RunSummary) -> None:
+    record = read_records(home / "runs" / summary.run_id).get("evaluate")
+    folder = find(home, record.outputs["decision"]) if record and record.outputs else None
+    if folder is None:
+        return
+    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
+        for line, _ in zip(lines, range(_EXAMPLES), strict=False):
+            row = json.loads(line)
+            console.print(f"\n[bold]{escape(row['question'])}[/]", highlight=False)
+            for who in ("base", "candidate"):
+                text = " ".join(row[who].split())
+                console.print(f"  [dim]{who:9}[/] {escape(text)}", highlight=False)
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def show_status(console: Console, home: Path, run_id: str | None) -> None:
+    """The tasks of a run, and its summary's state."""
+    folder = find_run(home, run_id)
+    records = read_records(folder)
+    ir = folder / "align.yaml"
+    names = task_names(ir) if ir.exists() else list(records)
+    summary = _summary(folder)
+    console.print(
+        f"[bold]{folder.name}[/] {summary.state if summary else 'RUNNING'}", highlight=False
+    )
+    console.print(task_table(names, records))
+    if summary and summary.error:
+        console.print(f"error: {summary.error}", markup=False, highlight=False)
+
+
+def show_trace(console: Console, home: Path, version: str, pair: str | None) -> None:
+    """Walk from a version to its sources, hashing everything again."""
+    from dpoflow.registry.lineage import walk
+    from dpoflow.registry.versions import read_version
+    from dpoflow.tracking.settings import local_uri
+
+    name, slash, number = version.partition("/")
+    if not slash or not number.isdigit():
+        raise ConfigError(f"trace takes NAME/VERSION such as demo/1, got '{version}'")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        if not (home / "mlflow.db").exists():
+            raise ConfigError(f"no MLflow at {home}: name the run's home with --home")
+        os.environ["MLFLOW_TRACKING_URI"] = local_uri(home)
+    recorded = read_version(name, int(number))
+    console.print(f"[bold]{name}/{number}[/] {', '.join(recorded.aliases) or 'no alias'}")
+    for step, found, folder in walk(home, recorded.evidence):
+        console.print(
+            f"  {found.kind:22} {found.digest[:16]}  {len(found.files)} files match [dim]{step}[/]",
+            highlight=False,
+        )
+        if found.kind == "snapshot.data":
+            _show_sources(console, found)
+        if pair is not None and found.kind == "merge.training":
+            _show_pair(console, folder, pair)
+    console.print("[green]every file hashed again and found unchanged[/]")
+
+
+def _show_sources(console: Console, found: Manifest) -> None:
+    for name, entry in found.files.items():
+        if name != "sources.json":
+            console.print(f"    {name}  sha256 {entry.sha256[:16]}", markup=False, highlight=False)
+
+
+def _show_pair(console: Console, folder: Path, wanted: str) -> None:
+    for row in read_parquet(folder / "train.parquet", PreferencePair):
+        if row.pair_id.startswith(wanted):
+            console.print(f"    pair {row.pair_id[:16]} from {row.source.dataset} {row.source.row}")
+            console.print_json(row.model_dump_json(exclude_none=True))
+            return
+    raise DataRejected(f"no training pair starts with {wanted}; ids stand in {folder.name}")

@@ -1,0 +1,138 @@
+"""Any step alone, outside a pipeline: the same function, the same state.
+
+Reads   a step's config file and artifact folders
+Gives   `run_step`, `STEPS`
+Not     the order of steps (align.py)
+"""
+
+import importlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dpoflow.contracts import results, spec
+from dpoflow.contracts.base import Contract
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.state.step import Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a step's function is, and what goes in and out of it."""
+
+    function: str
+    config: type[Contract]
+    result: type[Contract]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STEPS = {
+    "snapshot": Step(
+        "dpoflow.snapshot.step:run", spec.SnapshotConfig, results.SnapshotResult, (), ()
+    ),
+    "validate": Step(
+        "dpoflow.validate.step:run",
+        spec.ValidateConfig,
+        results.ValidateResult,
+        ("data",),
+        ("pairs", "prompts", "report"),
+    ),
+    "synthesize": Step(
+        "dpoflow.synthesize.step:run",
+        spec.SynthesizeConfig,
+        results.SynthesizeResult,
+        ("prompts", "model"),
+        ("pairs",),
+    ),
+    "merge": Step(
+        "dpoflow.validate.step:merge",
+        spec.ValidateConfig,
+        results.ValidateResult,
+        ("pairs", "prompts", "synthetic"),
+        ("training", "heldout", "report"),
+    ),
+    "train": Step(
+        "dpoflow.train.step:run",
+        spec.TrainConfig,
+        results.TrainResult,
+        ("pairs", "model"),
+        ("policy",),
+    ),
+    "evaluate": Step(
+        "dpoflow.evaluate.step:run",
+        spec.EvaluateConfig,
+        results.EvaluateResult,
+        ("model", "policy", "heldout"),
+        ("decision",),
+    ),
+    "register": Step(
+        "dpoflow.register.step:run",
+        spec.RegistryConfig,
+        results.RegisterResult,
+        ("policy", "decision"),
+        ("evidence",),
+    ),
+}
+
+
+def run_step(
+    name: str, config: Path, inputs: Sequence[str], outputs: Sequence[str], home: Path
+) -> str:
+    """Run step `name`; returns its result as JSON."""
+    if name not in STEPS:
+        raise ConfigError(f"no step '{name}'; known: {', '.join(STEPS)}")
+    step = STEPS[name]
+    given = _named(inputs, step.inputs, "--in", name)
+    for key, path in given.items():
+        if not Path(path).is_dir():
+            raise ConfigError(f"--in {key}={path}: no such folder; name an artifact of a step")
+    targets = _named(outputs, step.outputs, "--out", name)
+    knobs = _read_config(config, step.config)
+    module, _, attribute = step.function.partition(":")
+    task = Task(name)
+    task.begin()
+    function = getattr(importlib.import_module(module), attribute)
+    result = task.execute(
+        function,
+        knobs,
+        root=str(home),
+        inputs=given,
+        outputs=targets,
+        kind=step.result,
+        reuse=name != "snapshot",
+    )
+    return result.model_dump_json(indent=2)
+
+
+def _named(given: Sequence[str], wanted: tuple[str, ...], option: str, step: str) -> dict[str, str]:
+    found = {}
+    for text in given:
+        key, _, path = text.partition("=")
+        if key not in wanted or not path:
+            names = ", ".join(wanted) or "none"
+            raise ConfigError(f"{option} {text}: {step} takes NAME=PATH for: {names}")
+        found[key] = str(Path(path).resolve())
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise ConfigError(f"{step} also needs {option} {missing[0]}=PATH")
+    return found
+
+
+def _read_config(path: Path, kind: type[Contract]) -> Contract:
+    try:
+        values = YAML(typ="safe").load(io.StringIO(path.read_text("utf-8")))
+        return kind.model_validate(values or {})
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read ({error.strerror})") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path.name}: {name}: {first['msg']}, got {first['input']!r}") from None

@@ -1,0 +1,217 @@
+"""The main job from a spec to a registered version, by the command, everything real but small."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tests.e2e.job import SmallJob, policy_bytes, summary
+from tests.tiny import write_tiny_model
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> SmallJob:
+    folder = tmp_path_factory.mktemp("job")
+    write_tiny_model(folder / "model")
+    return SmallJob.write(folder)
+
+
+@pytest.fixture(scope="module")
+def home(job: SmallJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the job ran once, uninterrupted."""
+    home = tmp_path_factory.mktemp("home")
+    ended = job.run(home)
+    assert ended.code == 0, ended.out + ended.err
+    return home
+
+
+def folder_of(home: Path, digest: str) -> Path:
+    return home / (home / "index" / digest).read_text("utf-8").strip()
+
+
+def test_every_task_ran_and_the_summary_says_so(home: Path) -> None:
+    told = summary(home)
+
+    assert told["state"] == "SUCCEEDED"
+    names = [
+        "snapshot",
+        "validate",
+        "synthesize",
+        "merge",
+        "train",
+        "evaluate",
+        "register",
+        "conclude",
+    ]
+    assert [task["name"] for task in told["tasks"]] == names
+    assert {task["state"] for task in told["tasks"]} == {"SUCCEEDED"}
+    assert set(told["evaluation"]) >= {"win_rate", "ci", "verdict"}
+    assert set(told["registry"]) >= {"model", "version", "alias", "digest"}
+    assert set(told["mlflow"]) == {"tracking_uri", "run_id"}
+
+
+def test_rows_balance_from_the_files_to_training(home: Path) -> None:
+    data = summary(home)["data"]
+
+    for step in ("validate", "merge"):
+        counts = data[step]["counts"]
+        assert counts["num_in"] == counts["num_kept"] + sum(counts["quarantined"].values())
+    assert data["validate"]["counts"]["num_in"] == 48
+    made = data["synthesize"]
+    assert made["num_prompts"] == made["num_pairs"] + sum(made["not_pairs"].values())
+
+
+def test_training_begins_at_ln_2(home: Path) -> None:
+    assert summary(home)["train"]["first_loss"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_the_policy_loads_plainly_and_keeps_its_chat_template(home: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = folder_of(home, summary(home)["train"]["policy_digest"])
+
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".pth"}
+    ]
+
+
+def test_mlflow_holds_the_parent_its_children_and_the_version(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    told = summary(home)
+    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    parent = client.get_run(told["mlflow"]["run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+
+    assert parent.info.status == "FINISHED"
+    names = {"snapshot", "validate", "synthesize", "merge", "train", "evaluate", "register"}
+    assert {run.data.tags["dpoflow.step"] for run in children} == names
+    assert {run.info.status for run in children} == {"FINISHED"}
+    train = next(run for run in children if run.data.tags["dpoflow.step"] == "train")
+    assert float(train.data.params["beta"]) == 0.1
+    losses = client.get_metric_history(train.info.run_id, "train/loss")
+    assert len(losses) == told["train"]["num_steps"]
+    assert losses[0].value == pytest.approx(math.log(2), abs=1e-3)
+    data = {each.dataset.name: each for each in train.inputs.dataset_inputs}
+    merged = folder_of(home, {tag.key: tag.value for tag in data["pairs"].tags}["sha256"])
+    assert (merged / "train.parquet").exists()
+
+    registry = told["registry"]
+    version = client.get_model_version(registry["model"], str(registry["version"]))
+    assert version.tags["dpoflow.policy_digest"] == told["train"]["policy_digest"]
+    assert version.run_id in {run.info.run_id for run in children}
+    aliases = client.get_registered_model(registry["model"]).aliases
+    assert aliases == ({"challenger": "1"} if told["evaluation"]["verdict"] == "promote" else {})
+
+
+def test_the_same_command_again_computes_nothing_and_makes_no_second_version(
+    job: SmallJob, home: Path
+) -> None:
+    before = summary(home)
+
+    ended = job.run(home)
+
+    after = summary(home)
+    assert ended.code == 0
+    reused = {task["name"] for task in after["tasks"] if task["reused"]}
+    assert reused == {"validate", "synthesize", "merge", "train", "evaluate", "register"}
+    assert after["run_id"] != before["run_id"]
+    assert after["registry"] == before["registry"]
+
+
+def test_require_promote_exits_4_when_the_verdict_is_another(job: SmallJob, home: Path) -> None:
+    ended = job.call("run", job.spec, "--home", str(home), "--require", "promote", "--set",
+                     "evaluate.gates.min_prompts=10000")  # fmt: skip
+
+    assert ended.code == 4
+    assert "the verdict is inconclusive, not promote" in ended.err
+    assert summary(home)["state"] == "SUCCEEDED"
+
+
+def test_a_trace_walks_to_the_sources_and_finds_one_changed_byte(
+    job: SmallJob, home: Path, tmp_path: Path
+) -> None:
+    version = f"small/{summary(home)['registry']['version']}"
+    whole = job.call("trace", version, "--home", str(home))
+
+    assert whole.code == 0, whole.err
+    for kind in ("train.policy", "evaluate.decision", "merge.training", "synthesize.pairs",
+                 "validate.pairs", "snapshot.data", "snapshot.model"):  # fmt: skip
+        assert kind in whole.out
+    assert "pairs.jsonl" in whole.out
+
+    folder = home / "content" / summary(home)["data"]["digest"]
+    victim = next(path for path in sorted((folder / "files").iterdir()))
+    kept = victim.read_bytes()
+    victim.write_bytes(kept[:-2] + b"X\n")
+    try:
+        changed = job.call("trace", version, "--home", str(home))
+    finally:
+        victim.write_bytes(kept)
+    assert changed.code == 3
+    assert "was changed" in changed.err
+
+
+def test_a_trace_follows_one_pair_to_its_row(job: SmallJob, home: Path) -> None:
+    from dpoflow.contracts.pairs import PreferencePair, read_parquet
+
+    train = folder_of(home, summary(home)["train"]["policy_digest"])
+    parents = json.loads((train / "manifest.json").read_text())["parents"]
+    pair = next(
+        iter(read_parquet(folder_of(home, parents["pairs"]) / "train.parquet", PreferencePair))
+    )
+
+    ended = job.call("trace", "small/1", "--home", str(home), "--pair", pair.pair_id[:12])
+
+    assert ended.code == 0
+    assert pair.source.row in ended.out
+
+
+@pytest.mark.parametrize(
+    ("task", "phase", "done"),
+    [("synthesize", "sampling", 8), ("train", "training", 5), ("register", "", 0)],
+)
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_version(
+    job: SmallJob, home: Path, tmp_path: Path, task: str, phase: str, done: int
+) -> None:
+    job.run_and_kill(tmp_path, task, phase=phase, done=done)
+
+    ended = job.run(tmp_path)
+
+    assert ended.code == 0, ended.out + ended.err
+    assert "continuing" in ended.out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert summary(tmp_path)["registry"]["version"] == 1
+    assert policy_bytes(tmp_path) == policy_bytes(home)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(summary(tmp_path)["mlflow"]["tracking_uri"])
+    assert len(client.search_model_versions("name = 'small'")) == 1
+
+
+def test_a_run_that_somebody_else_opened_is_attached_to_and_never_ended(
+    job: SmallJob, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from dpoflow.tracking.pipeline_run import close_run, open_run
+
+    uri = summary(home)["mlflow"]["tracking_uri"]
+    client = MlflowClient(uri)
+    theirs = client.create_run(client.create_experiment("theirs")).info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+
+    opened = open_run(home, experiment="small", run_name="r", spec_json="{}", known=None)
+    close_run(opened, "SUCCEEDED", "{}")
+
+    assert opened.run_id == theirs
+    assert client.get_run(theirs).info.status == "RUNNING"

@@ -1,0 +1,189 @@
+"""Measures, intervals, the verdict: against scipy, by hand, and what must never be promoted."""
+
+from itertools import product
+from math import log
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpoflow.contracts.results import Decision, Interval, Verdict
+from dpoflow.contracts.rubric import Rubric
+from dpoflow.contracts.spec import GateConfig
+from dpoflow.evaluate.decide import decide
+from dpoflow.evaluate.measure import (
+    Comparison,
+    finished_share,
+    length_ratio,
+    outcome,
+    perplexity,
+    repeats,
+)
+from dpoflow.evaluate.page import answers_page
+from dpoflow.evaluate.statistics import bootstrap_mean
+from dpoflow.judge.rubric import RubricJudge
+from dpoflow.policy.generate import Answer
+
+GATES = GateConfig(heldout_rubric=0.0)
+FINE = {
+    "num_prompts": 60,
+    "win_rate": Interval(value=0.7, low=0.6, high=0.8, n=60),
+    "heldout_rubric": Interval(value=0.1, low=0.05, high=0.15, n=60),
+    "perplexity_ratio": 1.1,
+    "finished": 0.98,
+    "length_ratio": 0.9,
+}
+
+
+def verdict(**changes: object) -> Verdict:
+    return decide(GATES, **{**FINE, **changes})[0]  # type: ignore[arg-type]
+
+
+def test_the_bootstrap_interval_is_scipys() -> None:
+    values = np.random.default_rng(5).choice([0.0, 0.5, 1.0], size=80, p=[0.2, 0.2, 0.6])
+
+    ours = bootstrap_mean(list(values), confidence=0.95, resamples=20_000, seed=1)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+
+    assert ours is not None
+    assert ours.value == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng, held = np.random.default_rng(11), 0
+    for seed in range(400):
+        interval = bootstrap_mean(
+            list(rng.binomial(1, 0.6, size=100).astype(float)),
+            confidence=0.95,
+            resamples=400,
+            seed=seed,
+        )
+        assert interval is not None
+        held += interval.low <= 0.6 <= interval.high
+    # Binomial noise of 400 trials at 0.95 is 0.011; five of them, and the method's own 1 % bias.
+    assert 0.89 <= held / 400 <= 1.0
+
+
+def test_nothing_measured_has_no_interval() -> None:
+    assert bootstrap_mean([], confidence=0.95, resamples=400, seed=0) is None
+
+
+def test_all_gates_held_is_a_promote() -> None:
+    assert verdict() == "promote"
+
+
+@pytest.mark.parametrize(
+    "missing", ["win_rate", "heldout_rubric", "perplexity_ratio", "finished", "length_ratio"]
+)
+def test_a_measure_that_is_missing_or_nan_is_inconclusive_and_never_a_promote(missing: str) -> None:
+    assert verdict(**{missing: None}) == "inconclusive"
+    if missing not in ("win_rate", "heldout_rubric"):
+        assert verdict(**{missing: float("nan")}) == "inconclusive"
+
+
+def test_too_few_prompts_are_inconclusive_however_good_they_look() -> None:
+    assert verdict(num_prompts=GATES.min_prompts - 1) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"win_rate": Interval(value=0.55, low=0.44, high=0.66, n=60)}, "inconclusive"),
+        ({"win_rate": Interval(value=0.5, low=0.5, high=0.5, n=60)}, "inconclusive"),
+        ({"win_rate": Interval(value=0.3, low=0.2, high=0.4, n=60)}, "reject"),
+        ({"heldout_rubric": Interval(value=-0.01, low=-0.1, high=0.08, n=60)}, "reject"),
+        ({"perplexity_ratio": 1.31}, "reject"),
+        ({"finished": 0.94}, "reject"),
+        ({"length_ratio": 0.49}, "reject"),
+        ({"length_ratio": 1.21}, "reject"),
+    ],
+)
+def test_each_gate_can_say_no_by_itself(change: dict[str, object], expected: Verdict) -> None:
+    assert verdict(**change) == expected
+
+
+def test_no_combination_with_a_gate_unheld_is_ever_promoted() -> None:
+    bad = {
+        "num_prompts": 3,
+        "win_rate": None,
+        "heldout_rubric": None,
+        "perplexity_ratio": 9.0,
+        "finished": 0.1,
+        "length_ratio": 5.0,
+    }
+    for chosen in product([False, True], repeat=len(bad)):
+        changes = {name: bad[name] for name, is_bad in zip(bad, chosen, strict=True) if is_bad}
+        assert (verdict(**changes) == "promote") == (not changes)
+
+
+def test_the_sentence_names_every_gate_that_was_not_held() -> None:
+    _, sentence, _ = decide(GATES, **{**FINE, "finished": 0.5, "length_ratio": 3.0})  # type: ignore[arg-type]
+
+    assert "finished (0.500, asked at least 0.95)" in sentence
+    assert "length_ratio (3.000" in sentence
+    assert "win_rate (" not in sentence
+
+
+def test_perplexity_is_exp_of_the_mean_over_tokens_not_over_answers() -> None:
+    # Two answers: one token at probability 1/2, three tokens at probability 1/8 each.
+    told = [(log(2), 1), (3 * log(8), 3)]
+
+    assert perplexity(told) == pytest.approx(2 ** ((1 + 9) / 4))
+
+
+def test_identical_answers_are_ties_and_swapping_the_sides_swaps_the_outcome() -> None:
+    rubric = Rubric.model_validate(
+        {"checks": [{"kind": "word_count", "name": "long", "half": "judge", "min": 5, "max": 90}]}
+    )
+    judge, long, short = RubricJudge(rubric, half="all"), "one two three four five six", "one"
+
+    assert outcome(judge, "q", long, long) == 0.5
+    assert outcome(judge, "q", long, short) == 1.0
+    assert outcome(judge, "q", short, long) == 0.0
+
+
+def answer(text: str, *, finished: bool = True) -> Answer:
+    return Answer(text=text, num_tokens=len(text.split()), finished=finished)
+
+
+def test_an_answer_that_goes_round_in_circles_does_not_count_as_finished() -> None:
+    circle = "we are very sorry " * 4
+
+    assert repeats(circle)
+    assert not repeats("we are very sorry " * 3)
+    told = [answer("fine."), answer("cut off", finished=False), answer(circle), answer(" ")]
+    assert finished_share(told) == 0.25
+
+
+def test_length_is_compared_by_medians() -> None:
+    base = [answer("w " * n) for n in (2, 10, 300)]
+    candidate = [answer("w " * n) for n in (1, 8, 9)]
+
+    assert length_ratio(candidate, base) == pytest.approx(0.8)
+
+
+def test_the_page_escapes_what_models_say_and_asks_the_network_for_nothing() -> None:
+    evil = '<script src="https://evil.example/x.js"></script><img src=x onerror=alert(1)>'
+    decision = Decision(
+        verdict="reject",
+        sentence=evil,
+        gates=decide(GATES, **FINE)[2],  # type: ignore[arg-type]
+        win_rate=FINE["win_rate"],
+        heldout_accuracy=None,
+        heldout_margin=None,
+        measures={},
+        digests={},
+    )
+    row = Comparison(
+        prompt_id="0", slice=evil, question=evil, base=evil, candidate=evil, outcome=1.0
+    )
+
+    page = answers_page(decision, [row])
+
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script src=") == 5
+    assert 'src="http' not in page
