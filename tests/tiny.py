@@ -26,6 +26,8 @@ from transformers import (
 Family = Literal["llama", "qwen2", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
 
+torch.set_num_threads(1)  # matrices this small only wait for a second thread
+
 CHATML = (
     "{% for message in messages %}"
     "{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -81,10 +81,15 @@ def _show_answers(console: Console, home: Path, summary: RunSummary) -> None:
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line, _ in zip(lines, range(_EXAMPLES), strict=False):
             row = json.loads(line)
-            console.print(f"\n[bold]{escape(row['question'])}[/]", highlight=False)
+            console.print(f"\n[bold]{_safe(row['question'])}[/]", highlight=False)
             for who in ("base", "candidate"):
-                text = " ".join(row[who].split())
-                console.print(f"  [dim]{who:9}[/] {escape(text)}", highlight=False)
+                console.print(f"  [dim]{who:9}[/] {_safe(row[who])}", highlight=False)
+
+
+def _safe(text: str) -> str:
+    """One line of somebody's text: no markup of ours, no control characters for the terminal."""
+    shown = "".join(char if char.isprintable() else "�" for char in " ".join(text.split()))
+    return escape(shown)
 
 
 def _short(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.job import SmallJob, policy_bytes, summary
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_folder
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(400)
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> SmallJob:
     folder = tmp_path_factory.mktemp("job")
-    write_tiny_model(folder / "model")
+    tiny_folder(folder / "model")
     return SmallJob.write(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.job import SmallJob
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_folder
 
 pytestmark = pytest.mark.timeout(200)
 CONFIG, DATA = 2, 3
@@ -16,7 +16,7 @@ CONFIG, DATA = 2, 3
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
+    tiny_folder(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The pair contract: what comes back from disk is what was written, under ids anybody can compute."""
+"""The pair contract: disk gives back what was written, under ids that anybody can compute."""
 
 import hashlib
 import json
@@ -38,7 +38,10 @@ def assistant(text: str) -> Message:
 
 SOURCE = Source(dataset="faq", row="faq.jsonl:3", licence="CC-BY-4.0")
 BARE = PreferencePair(
-    prompt=(user("Wie spät?"),), chosen=assistant("Zwölf."), rejected=assistant("Spät."), source=SOURCE
+    prompt=(user("Wie spät?"),),
+    chosen=assistant("Zwölf."),
+    rejected=assistant("Spät."),
+    source=SOURCE,
 )
 FULL = PreferencePair(
     prompt=(Message(role="system", content="Be kind."), user("q"), assistant("a"), user("q2")),
@@ -109,8 +112,8 @@ def test_a_pair_id_is_sha256_of_its_plain_json(asked: str, chosen: str, rejected
 
 
 def test_the_id_of_one_pair_is_known_for_good() -> None:
-    # printf %s '{"chosen":"Zwölf.","prompt":[{"content":"Wie spät?","role":"user"}],"rejected":"Spät."}'
-    # piped to sha256sum: another program agrees, and a change of the hash breaks every old run.
+    # By sha256sum, of the JSON with sorted keys, no blanks and its umlauts as they are.
+    # Another hash would part every new run from every old one.
     assert BARE.pair_id == "cf2511994ab7b08e2e248be87dcc8d508c40f8b6591a44a3fd86942e0aafcb3c"
 
 
@@ -159,7 +162,9 @@ def test_a_prompt_that_is_no_conversation_is_refused(prompt: list[tuple[str, str
 
 def test_a_user_cannot_be_the_one_who_answers() -> None:
     with pytest.raises(ValidationError, match="assistant"):
-        PreferencePair(prompt=(user("q"),), chosen=user("a"), rejected=assistant("b"), source=SOURCE)
+        PreferencePair(
+            prompt=(user("q"),), chosen=user("a"), rejected=assistant("b"), source=SOURCE
+        )
 
 
 def test_a_field_nobody_knows_is_refused() -> None:

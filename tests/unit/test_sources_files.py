@@ -1,5 +1,7 @@
 """Files: what a URI names, rows one by one, and damage that is named by file, line and way out."""
 
+import contextlib
+import errno
 import gzip
 import json
 import os
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError
+from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.sources.files import data_files, read_rows
 from dpoflow.sources.reasons import Quarantine
 
@@ -115,7 +117,7 @@ def test_a_file_uri_may_carry_escapes(tmp_path: Path) -> None:
     ],
 )
 def test_a_uri_that_names_nothing_is_the_specs_fault(uri: str, says: str) -> None:
-    with pytest.raises(ConfigError, match="data.sources") as caught:
+    with pytest.raises(ConfigError, match=r"data\.sources") as caught:
         data_files(uri)
 
     assert says in str(caught.value)
@@ -179,12 +181,16 @@ def test_what_cannot_be_data_is_the_owners_fault(
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("{}")
-    (tmp_path / "x.jsonl").chmod(0)
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    with pytest.raises(DataRejected, match="cannot be read"):
+    (tmp_path / "x.jsonl").write_text("{}")
+    monkeypatch.setattr(Path, "open", denied)  # chmod would not stop root, who runs containers
+
+    with pytest.raises(DataRejected, match=r"x.jsonl cannot be read \(Permission denied\)"):
         data_files(str(tmp_path))
 
 
@@ -242,7 +248,9 @@ def test_a_parquet_file_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz"])
 def test_an_endless_line_is_refused_without_being_held(name: str, tmp_path: Path) -> None:
     line = b'{"a": "' + b"x" * (24 << 20) + b'"}'
-    content = {"x.jsonl": b"{}\n" + line, "x.json": b"[{},\n" + line, "x.jsonl.gz": b"{}\n" + line}[name]
+    content = {"x.jsonl": b"{}\n" + line, "x.json": b"[{},\n" + line, "x.jsonl.gz": b"{}\n" + line}[
+        name
+    ]
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
     del content, line
 
@@ -251,7 +259,7 @@ def test_an_endless_line_is_refused_without_being_held(name: str, tmp_path: Path
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert "2" in said.split("is ", maxsplit=1)[0]
+    assert ("x.json, row 2" if name == "x.json" else f"{name}, line 2") in said
     assert "data.max_line_mb" in said
     assert peak < 8 << 20
     if name != "x.json":
@@ -330,15 +338,15 @@ def test_rows_larger_than_a_chunk_are_put_together(tmp_path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(content=st.binary(min_size=1, max_size=200) | st.text(alphabet='[]{}",:ab\\u1 \n').map(str.encode),
-       name=st.sampled_from(["x.jsonl", "x.json", "x.jsonl.gz", "x.json.gz", "x.parquet"]))  # fmt: skip
+@given(
+    content=st.binary(min_size=1, max_size=200)
+    | st.text(alphabet='[]{}",:ab\\u1 \n').map(str.encode),
+    name=st.sampled_from(["x.jsonl", "x.json", "x.jsonl.gz", "x.json.gz", "x.parquet"]),
+)
 def test_no_bytes_crash_a_reader(content: bytes, name: str, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("b") / name
     path.write_bytes(content)
 
-    try:
+    with contextlib.suppress(DataRejected):  # any other error fails the test
         rows = rows_of(path, max_line_mb=0.0001)
-    except DpoflowError as error:
-        assert len(str(error)) > 20
-    else:
         assert all(isinstance(row, dict | Quarantine) for row in rows)

@@ -18,6 +18,7 @@ from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.state import files
+from dpoflow.state.step import index
 
 Say = Callable[[str], None]
 
@@ -36,6 +37,7 @@ def keep(draft: Path, root: Path, *, say: Say) -> Path:
         if not is_whole(target, digest):
             raise
         shutil.rmtree(draft)
+    index(root, digest, target)
     return target
 
 

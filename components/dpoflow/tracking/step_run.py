@@ -10,6 +10,7 @@ Not     models and versions (registry/)
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ PARENT = "DPOFLOW_MLFLOW_PARENT"
 EXPERIMENT = "DPOFLOW_MLFLOW_EXPERIMENT"
 STEP_RUN = "DPOFLOW_MLFLOW_STEP_RUN"
 _MAX_PARAM = 500
+_REFUSED = re.compile(r"[^\w\-. :/]")
+"""What MLflow does not take in a metric's name."""
 _SHOWN = {".json", ".html", ".png"}
 _MAX_SHOWN_BYTES = 8_000_000
 
@@ -169,10 +172,11 @@ class _MetricSender:
 
 def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
+        name = _REFUSED.sub("_", f"{prefix}/{key}")
         if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}/{key}")
+            yield from _numbers(value, name)
         elif isinstance(value, int | float):
-            yield f"{prefix}/{key}", float(value)
+            yield name, float(value)
 
 
 class _Run:

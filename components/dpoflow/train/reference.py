@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.policy.dtype import name_of
-from dpoflow.policy.logprobs import Group, autocast, lay_out, response_logps
+from dpoflow.policy.layout import Group, lay_out
+from dpoflow.policy.logprobs import autocast, response_logps, shares_prompts
 from dpoflow.state.events import Events
 
 
@@ -63,8 +64,9 @@ def _first_look(batches: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def _margin(model: PreTrainedModel, groups: Sequence[Group], dtype: torch.dtype) -> Tensor:
     model.eval()
+    batch = lay_out(groups, shared=shares_prompts(model)).to(model.device)
     with autocast(model.device, dtype):
-        chosen_B, rejected_B = response_logps(model, lay_out(groups).to(model.device))
+        chosen_B, rejected_B = response_logps(model, batch)
     return (chosen_B - rejected_B).cpu()
 
 

@@ -9,6 +9,7 @@ Killed at any moment and called again with the same arguments, it ends in the sa
 on a CPU: the plan is a function of the seed, reference margins and checkpoints lie in `state.work`.
 """
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -27,7 +28,8 @@ from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy import load
 from dpoflow.policy.dtype import choose, name_of
-from dpoflow.policy.logprobs import check_head, group_of
+from dpoflow.policy.layout import group_of
+from dpoflow.policy.logprobs import check_head
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.events import Events
 from dpoflow.state.step import StepState
@@ -130,6 +132,7 @@ def _switch_off_dropout(model: nn.Module) -> None:
 
 def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     targets = config.lora.targets
     adapters = LoraConfig(
@@ -138,6 +141,7 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         return get_peft_model(model, adapters)
@@ -193,12 +197,22 @@ def _export(
 def _write_weights(model: Any, policy: Path) -> None:
     """Full weights, so that the folder loads without peft; adapters beside them."""
     if hasattr(model, "merge_and_unload"):
-        for adapters in model.peft_config.values():
-            adapters.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
-        model.save_pretrained(policy / "adapter")
-        (policy / "adapter" / "README.md").unlink(missing_ok=True)  # an empty form
+        _write_adapters(model, policy / "adapter")
         model = model.merge_and_unload()
+    model.config.use_cache = True  # the Trainer switched it off, which would make generation crawl
     model.save_pretrained(policy)
+
+
+def _write_adapters(model: Any, folder: Path) -> None:
+    """As peft writes them, less what differs from one machine or process to the next."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = None  # a path of this machine
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()  # it was a set
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _copy_words(model: Path, policy: Path) -> None:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.policy.logprobs import Group, autocast, lay_out, response_logps
+from dpoflow.policy.layout import Group, lay_out
+from dpoflow.policy.logprobs import autocast, response_logps, shares_prompts
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint
 from dpoflow.train.losses import dpo_loss, reward_margin
@@ -87,13 +88,15 @@ class DpoTrainer(Trainer):
         self._first_loss: float | None = None
         self._last_loss, self._seconds = math.nan, 0.0
         self._margins: dict[int, float] = {}
+        self._shared = shares_prompts(model)
         self._groups, self._reference_margins = groups, reference_margins
         self._config, self._dtype, self._events = config, dtype, events
         self._folder, self._update = folder, _Update()
 
     def _collate(self, items: list[tuple[int, ...]]) -> dict[str, Any]:
         (places,) = items
-        return {"places": places, "batch": lay_out([self._groups[place] for place in places])}
+        chosen = [self._groups[place] for place in places]
+        return {"places": places, "batch": lay_out(chosen, shared=self._shared)}
 
     def compute_loss(
         self,

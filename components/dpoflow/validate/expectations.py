@@ -90,9 +90,9 @@ class Observer:
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         source = context.data_sources.add_pandas("rows")
         self._batches = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
-        self._suite = context.suites.add(gx.ExpectationSuite(name=name))
-        for expectation in _suite(name, max_chars):
-            self._suite.add_expectation(expectation)
+        self._suite = context.suites.add(
+            gx.ExpectationSuite(name=name, expectations=_suite(name, max_chars))
+        )
 
     def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
         """The same rows; what they showed is in `held` once the last has passed."""

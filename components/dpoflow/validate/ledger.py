@@ -65,7 +65,7 @@ class Ledger:
 
     def __init__(self, path: Path, config: ValidateConfig) -> None:
         path.unlink(missing_ok=True)  # what a killed attempt left
-        self._config = config
+        self._path, self._config = path, config
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")  # a killed attempt starts over
         self._db.execute("PRAGMA synchronous = OFF")
@@ -77,6 +77,7 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
+        self._path.unlink(missing_ok=True)  # what it held is in the outputs by now
 
     def refuse(
         self, where: Source, code: Code, detail: str, glimpse: str, *, kind: Kind | None = None
@@ -100,13 +101,11 @@ class Ledger:
         split: Split | None = None,
     ) -> None:
         """A sound row. Its side is drawn from its prompt, unless an earlier run already drew it."""
-        knobs = self._config
-        side = split or side_of(
-            item.prompt_id, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction
-        )
+        knobs, prompt_id = self._config, item.prompt_id
+        side = split or side_of(prompt_id, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction)
         changes: dict[str, Any] = {"split": side}
         if isinstance(item, PreferencePair):
-            own = _pair_columns(item, knobs.seed)
+            own = _pair_columns(item, prompt_id, knobs.seed)
             changes["quality"] = Quality(
                 chosen_chars=own["chosen_chars"], rejected_chars=own["rejected_chars"]
             )
@@ -116,7 +115,7 @@ class Ledger:
             dataset=where.dataset,
             row=where.row,
             origin=origin,
-            prompt_id=item.prompt_id,
+            prompt_id=prompt_id,
             asked=normalised(item.prompt),
             side=side,
             slice=item.slice,
@@ -298,12 +297,12 @@ class Ledger:
         return digest.hexdigest()
 
 
-def _pair_columns(pair: PreferencePair, seed: int) -> dict[str, Any]:
+def _pair_columns(pair: PreferencePair, prompt_id: str, seed: int) -> dict[str, Any]:
     chosen, rejected = pair.chosen.content, pair.rejected.content
     return {
         "kind": "pair",
         "id": pair.pair_id,
-        "clash": sha256_json([pair.prompt_id, sorted([chosen, rejected])]),
+        "clash": sha256_json([prompt_id, sorted([chosen, rejected])]),
         "rank": rank(pair.pair_id, seed=seed),
         "label": pair.label,
         "bare": 0,

@@ -6,9 +6,8 @@ Not     formats (sources/), making pairs (synthesize/), training
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import (
@@ -27,6 +26,11 @@ from dpoflow.validate.checks import check
 from dpoflow.validate.excerpt import of_item
 from dpoflow.validate.ledger import Ledger
 from dpoflow.validate.read import read_into
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpoflow.validate.expectations import Observer, Row, SuiteName
 
 PAIRS = "pairs.parquet"
 PROMPTS = "prompts.parquet"
@@ -121,22 +125,29 @@ class _Watched:
     """Rows on their way to a file, seen by Great Expectations; loaded only if there are rows."""
 
     def __init__(self, config: ValidateConfig) -> None:
-        self.held: dict[str, bool] = {}
-        self.broken_by: dict[str, list[str]] = {}
         self._max_chars = config.max_chars
+        self._observers: dict[SuiteName, Observer] = {}
 
-    def __call__(self, suite: Any, rows: Iterator[Any]) -> Iterator[Any]:
+    def __call__(self, suite: "SuiteName", rows: "Iterator[Row]") -> "Iterator[Row]":
         """The same rows, held against one suite."""
         first = next(rows, None)
         if first is None:
             return
-        from dpoflow.validate.expectations import Observer  # seconds, and no row needs none
+        from dpoflow.validate.expectations import Observer  # takes seconds
 
-        observer = Observer(suite, max_chars=self._max_chars)
-        yield from observer.watch(itertools.chain([first], rows))
-        for name, held in observer.held.items():
-            self.held[name] = self.held.get(name, True) and held
-        self.broken_by |= observer.broken_by
+        if suite not in self._observers:
+            self._observers[suite] = Observer(suite, max_chars=self._max_chars)
+        yield from self._observers[suite].watch(itertools.chain([first], rows))
+
+    @property
+    def held(self) -> dict[str, bool]:
+        """Expectation to whether it held, over every suite."""
+        return dict(item for seen in self._observers.values() for item in seen.held.items())
+
+    @property
+    def broken_by(self) -> dict[str, list[str]]:
+        """Expectation to the first rows that broke it."""
+        return dict(item for seen in self._observers.values() for item in seen.broken_by.items())
 
 
 def _take_heldout_prompts(ledger: Ledger, path: Path) -> None:

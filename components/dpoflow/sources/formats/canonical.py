@@ -11,6 +11,7 @@ A row without `source` gets the file it stands in.
 from collections.abc import Mapping
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from dpoflow.contracts.pairs import SCHEMA_VERSION, PreferencePair, Source
 from dpoflow.sources.formats.messages import (
@@ -28,7 +29,6 @@ from dpoflow.sources.reasons import Code, Quarantine
 _CODES: dict[str, Code] = {
     "missing": "missing_field",
     "extra_forbidden": "unknown_field",
-    "string_unicode": "lone_surrogate",
     "value_error": "wrong_id",
 }
 
@@ -55,12 +55,16 @@ def convert(row: Row, origin: Source) -> PreferencePair:
     if given.get("source") is None:
         given["source"] = origin
     try:
-        return PreferencePair.model_validate(given)
+        pair = PreferencePair.model_validate(given)
+        pair.model_dump_json()  # pydantic takes half a surrogate pair in, and fails to write it
+    except PydanticSerializationError:
+        raise Quarantine("lone_surrogate") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
         code = _CODES.get(first["type"], "wrong_type")
         raise Quarantine(code, f"{where}: {first['msg']}".removeprefix(": ")) from None
+    return pair
 
 
 FORMAT = Format(

@@ -1,0 +1,95 @@
+"""The same batch through TRL's DPOTrainer and through ours: one loss, one gradient.
+
+TRL 1.16 as it ships, less what would change the arithmetic (bfloat16) or speak to others (telemetry).
+Policy and reference differ, so that the loss is not ln 2 whatever the margins are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from dpoflow.policy.layout import group_of, lay_out
+from dpoflow.policy.logprobs import response_logps
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.train.losses import dpo_loss
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_pairs, tiny_tokenizer
+
+BETA = 0.1
+
+
+def encoded() -> list[EncodedPair]:
+    made = [encode_pair(tiny_tokenizer(), pair, 256) for pair in tiny_pairs(6)]
+    return [pair for pair in made if isinstance(pair, EncodedPair)]
+
+
+def trl_trainer(family: Family, folder: Path) -> Any:
+    from trl import DPOConfig, DPOTrainer  # 4 s, and only here
+
+    words = {"prompt": ["the sea?"], "chosen": ["blue"], "rejected": ["snow"]}
+    return DPOTrainer(
+        model=tiny_model(family, seed=0),
+        ref_model=tiny_model(family, seed=1),
+        args=DPOConfig(
+            output_dir=str(folder),
+            beta=BETA,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_dict(words),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def theirs(family: Family, folder: Path) -> tuple[float, dict[str, Tensor]]:
+    trainer = trl_trainer(family, folder)
+    rows = [
+        {"prompt_ids": [*p.prompt], "chosen_ids": [*p.chosen], "rejected_ids": [*p.rejected]}
+        for p in encoded()
+    ]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    loss.backward()
+    return loss.item(), gradients(trainer.model)
+
+
+def ours(family: Family, *, shared: bool) -> tuple[float, dict[str, Tensor]]:
+    policy, reference = tiny_model(family, seed=0), tiny_model(family, seed=1)
+    batch = lay_out([group_of(pair) for pair in encoded()], shared=shared)
+    chosen_B, rejected_B = response_logps(policy, batch)
+    with torch.no_grad():
+        chosen_ref_B, rejected_ref_B = response_logps(reference, batch)
+    loss = dpo_loss(chosen_B - rejected_B, chosen_ref_B - rejected_ref_B, beta=BETA).mean()
+    loss.backward()
+    return loss.item(), gradients(policy)
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore")  # what TRL and datasets warn of is theirs
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "side by side"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_trl(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    expected, their_gradients = theirs(family, tmp_path)
+
+    loss, our_gradients = ours(family, shared=shared)
+
+    assert loss == pytest.approx(expected, abs=1e-4)
+    assert abs(loss - 0.6931) > 0.01
+    assert our_gradients.keys() == their_gradients.keys()
+    for name, gradient in our_gradients.items():
+        gap = (gradient - their_gradients[name]).norm() / their_gradients[name].norm()
+        assert gap < 1e-4, name

@@ -1,0 +1,370 @@
+"""Each format as its publisher writes it, and each way a row of it can be broken.
+
+The rows are written out here from the formats' own documentation, never produced by an adapter.
+"""
+
+from typing import Any, get_args
+
+import pytest
+
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.spec import FormatName
+from dpoflow.sources.formats.registry import FORMATS, convert, recognise
+from dpoflow.sources.reasons import REASONS, Code, Quarantine
+
+ORIGIN = Source(dataset="d", row="d.jsonl:1", licence="MIT")
+Row = dict[str, Any]
+
+
+def turn(role: str, content: object) -> Row:
+    return {"role": role, "content": content}
+
+
+def said(speaker: str, value: object) -> Row:
+    return {"from": speaker, "value": value}
+
+
+def part(text: str) -> list[Row]:
+    return [{"type": "text", "value": text}]
+
+
+ASKED, GOOD, BAD = turn("user", "Why?"), turn("assistant", "Because."), turn("assistant", "No.")
+CANONICAL: Row = {
+    "schema_version": 1,
+    "prompt": [ASKED],
+    "chosen": GOOD,
+    "rejected": BAD,
+    "source": {"dataset": "old", "row": "7", "licence": "CC0"},
+}
+HH: Row = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: Because.",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: No.",
+}
+TRL_TEXT: Row = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
+TRL_TEXT_IMPLICIT: Row = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+TRL_CHAT: Row = {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}
+TRL_CHAT_IMPLICIT: Row = {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
+ULTRA: Row = {
+    "prompt": "Why?",
+    "prompt_id": "f0e37e9f",
+    "chosen": [ASKED, GOOD],
+    "rejected": [ASKED, BAD],
+    "messages": [ASKED, GOOD],
+    "score_chosen": 8.5,
+    "score_rejected": 6.0,
+}
+SHAREGPT: Row = {
+    "conversations": [said("system", "Be brief."), said("human", "Why?")],
+    "chosen": said("gpt", "Because."),
+    "rejected": said("gpt", "No."),
+}
+FACTORY_V1: Row = {
+    "chosen_messages": [
+        {**turn("user", part("Why?")), "loss_weight": 0.0},
+        {**turn("assistant", part("Because.")), "loss_weight": 1.0},
+    ],
+    "rejected_messages": [turn("user", part("Why?")), turn("assistant", part("No."))],
+}
+PROMPTS: Row = {"prompt": "Why?", "gold": "Because.", "slice": "billing"}
+PROMPTS_CHAT: Row = {"prompt": [turn("system", "Be brief."), ASKED]}
+
+SOUND: list[tuple[FormatName, Row]] = [
+    ("canonical", CANONICAL),
+    ("hh-rlhf", HH),
+    ("trl", TRL_TEXT),
+    ("trl", TRL_TEXT_IMPLICIT),
+    ("trl", TRL_CHAT),
+    ("trl", TRL_CHAT_IMPLICIT),
+    ("ultrafeedback", ULTRA),
+    ("sharegpt", SHAREGPT),
+    ("sharegpt", FACTORY_V1),
+    ("prompts", PROMPTS),
+    ("prompts", PROMPTS_CHAT),
+]
+
+
+def pair_of(name: FormatName, row: Row) -> PreferencePair:
+    made = convert(row, FORMATS[name], ORIGIN)
+    assert isinstance(made, PreferencePair)
+    return made
+
+
+def prompt_of(row: Row) -> Prompt:
+    made = convert(row, FORMATS["prompts"], ORIGIN)
+    assert isinstance(made, Prompt)
+    return made
+
+
+def talk(item: PreferencePair | Prompt) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in item.prompt]
+
+
+def code_of(name: FormatName, row: Any) -> Code:
+    with pytest.raises(Quarantine) as caught:
+        convert(row, FORMATS[name], ORIGIN)
+    return caught.value.code
+
+
+# ---------------------------------------------------------------- sound rows
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "prompt"),
+    [
+        ("canonical", CANONICAL, [("user", "Why?")]),
+        ("hh-rlhf", HH, [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]),
+        ("trl", TRL_CHAT, [("user", "Why?")]),
+        ("trl", TRL_CHAT_IMPLICIT, [("user", "Why?")]),
+        ("ultrafeedback", ULTRA, [("user", "Why?")]),
+        ("sharegpt", SHAREGPT, [("system", "Be brief."), ("user", "Why?")]),
+        ("sharegpt", FACTORY_V1, [("user", "Why?")]),
+    ],
+)
+def test_the_same_preference_is_the_same_pair_in_every_format(
+    name: FormatName, row: Row, prompt: list[tuple[str, str]]
+) -> None:
+    pair = pair_of(name, row)
+
+    assert talk(pair) == prompt
+    assert (pair.chosen.content, pair.rejected.content) == ("Because.", "No.")
+    assert pair.label == "preferred"
+
+
+def test_trl_text_keeps_the_answers_as_they_are_and_asks_in_one_user_turn() -> None:
+    pair = pair_of("trl", TRL_TEXT)
+
+    assert talk(pair) == [("user", "The sky is")]
+    assert (pair.chosen.content, pair.rejected.content) == (" blue.", " green.")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        # TRL's own example in "Dataset formats"
+        ("The sky is blue.", "The sky is green.", "The sky is", ("blue.", "green.")),
+        # the answers begin alike: a character more would split the word
+        ("Say: blackbird", "Say: blackberry", "Say:", ("blackbird", "blackberry")),
+        # a word that only one text goes on with is no part of the prompt
+        ("Say: black", "Say: blackberry", "Say:", ("black", "blackberry")),
+        ("Q? yes", "Q? yes, sir", "Q?", ("yes", "yes, sir")),
+        ("Q: why?\nA: so", "Q: why?\nA: no", "Q: why?\nA:", ("so", "no")),
+        # one answer goes on where the other stops: then it is blank, which validate refuses
+        ("Tell me more", "Tell me", "Tell me", ("more", "")),
+    ],
+)
+def test_an_implicit_text_prompt_ends_at_a_word(
+    chosen: str, rejected: str, prompt: str, answers: tuple[str, str]
+) -> None:
+    pair = pair_of("trl", {"chosen": chosen, "rejected": rejected})
+
+    assert talk(pair) == [("user", prompt)]
+    assert (pair.chosen.content, pair.rejected.content) == answers
+
+
+@pytest.mark.parametrize("name", ["ultrafeedback", "trl"])
+def test_scores_give_the_margin(name: FormatName) -> None:
+    row = ULTRA if name == "ultrafeedback" else {**TRL_CHAT_IMPLICIT, "score_chosen": 8.5,
+                                                 "score_rejected": 6}  # fmt: skip
+
+    assert pair_of(name, row).margin == 2.5
+
+
+def test_equal_scores_are_a_tie_because_the_publisher_drew_at_random() -> None:
+    pair = pair_of("ultrafeedback", {**ULTRA, "score_rejected": 8.5})
+
+    assert (pair.label, pair.margin) == ("tie", 0.0)
+
+
+def test_without_scores_there_is_no_margin() -> None:
+    row = {key: value for key, value in ULTRA.items() if not key.startswith("score")}
+
+    assert pair_of("ultrafeedback", row).margin is None
+
+
+def test_a_system_field_becomes_the_first_turn() -> None:
+    row = {**SHAREGPT, "conversations": [said("human", "Why?")], "system": "Be kind."}
+
+    assert talk(pair_of("sharegpt", row)) == [("system", "Be kind."), ("user", "Why?")]
+
+
+def test_hh_rlhfs_prompt_is_not_the_common_beginning_of_its_texts() -> None:
+    row = {
+        "chosen": "\n\nHuman: Why?\n\nAssistant: I think so.",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: I think not.",
+    }
+
+    pair = pair_of("hh-rlhf", row)
+
+    assert talk(pair) == [("user", "Why?")]
+    assert (pair.chosen.content, pair.rejected.content) == ("I think so.", "I think not.")
+
+
+def test_a_prompt_carries_its_human_answer_and_its_slice() -> None:
+    prompt = prompt_of(PROMPTS)
+
+    assert (talk(prompt), prompt.reference, prompt.slice) == (
+        [("user", "Why?")],
+        "Because.",
+        "billing",
+    )
+
+
+@pytest.mark.parametrize("gold", [None, "", "  \n"])
+def test_a_blank_gold_answer_is_none(gold: str | None) -> None:
+    assert prompt_of({"prompt": "Why?", "gold": gold}).reference is None
+
+
+def test_a_canonical_row_keeps_where_it_first_came_from() -> None:
+    assert pair_of("canonical", CANONICAL).source.dataset == "old"
+
+
+@pytest.mark.parametrize(("name", "row"), SOUND[1:])
+def test_every_other_row_says_where_it_came_from(name: FormatName, row: Row) -> None:
+    assert convert(row, FORMATS[name], ORIGIN).source == ORIGIN
+
+
+# ---------------------------------------------------------------- broken rows
+
+
+def without(row: Row, key: str) -> Row:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "code"),
+    [
+        # a field that is absent, null or of another type
+        ("canonical", without(CANONICAL, "rejected"), "missing_field"),
+        ("canonical", {**CANONICAL, "margin": "much"}, "wrong_type"),
+        ("canonical", {**CANONICAL, "label": "good"}, "wrong_type"),
+        ("canonical", {**CANONICAL, "sorce": {}}, "unknown_field"),
+        ("canonical", {**CANONICAL, "schema_version": 2}, "wrong_version"),
+        ("canonical", {**CANONICAL, "pair_id": "0" * 64}, "wrong_id"),
+        ("canonical", {**CANONICAL, "votes": [{"annotator": "\ud800", "verdict": "tie"}]},
+         "lone_surrogate"),
+        ("canonical", {**CANONICAL, "chosen": ASKED}, "last_turn_not_assistant"),
+        ("hh-rlhf", without(HH, "chosen"), "missing_field"),
+        ("hh-rlhf", {**HH, "chosen": None}, "missing_field"),
+        ("hh-rlhf", {**HH, "chosen": 3}, "wrong_type"),
+        ("trl", without(TRL_TEXT, "rejected"), "missing_field"),
+        ("trl", {**TRL_TEXT, "chosen": [GOOD]}, "wrong_type"),
+        ("trl", {**TRL_TEXT, "prompt": ["Why?"]}, "wrong_type"),
+        ("trl", {**TRL_CHAT, "prompt": "Why?"}, "wrong_type"),
+        ("trl", {**TRL_CHAT, "chosen": ["Because."]}, "wrong_type"),
+        ("trl", {**TRL_CHAT, "chosen": [{"role": "assistant"}]}, "missing_field"),
+        ("ultrafeedback", without(ULTRA, "prompt"), "missing_field"),
+        ("ultrafeedback", {**ULTRA, "score_chosen": "8"}, "wrong_type"),
+        ("ultrafeedback", {**ULTRA, "score_chosen": float("nan")}, "wrong_type"),
+        ("ultrafeedback", {**ULTRA, "score_chosen": 10**400}, "wrong_type"),
+        ("sharegpt", without(SHAREGPT, "conversations"), "missing_field"),
+        ("sharegpt", {**SHAREGPT, "chosen": "Because."}, "wrong_type"),
+        ("sharegpt", without(FACTORY_V1, "rejected_messages"), "missing_field"),
+        ("prompts", {"gold": "x"}, "missing_field"),
+        ("prompts", {"prompt": 3}, "wrong_type"),
+        ("prompts", {"prompt": "q", "gold": 3}, "wrong_type"),
+        ("prompts", {"prompt": "q", "slice": ["a"]}, "wrong_type"),
+        ("prompts", {"prompt": "q", "slice": "s" * 101}, "wrong_type"),
+        ("prompts", {**TRL_TEXT}, "unknown_field"),
+        # who speaks, and when
+        ("trl", {**TRL_CHAT, "chosen": [turn("bot", "x")]}, "unknown_role"),
+        ("sharegpt", {**SHAREGPT, "chosen": said("function_call", "{}")}, "unknown_role"),
+        ("sharegpt", {**SHAREGPT, "tools": "[{}]"}, "unsupported_content"),
+        ("sharegpt", {**SHAREGPT, "images": ["a.png"]}, "unsupported_content"),
+        ("trl", {**TRL_CHAT, "chosen": [{**GOOD, "tool_calls": [1]}]}, "unsupported_content"),
+        ("trl", {**TRL_CHAT, "chosen": [GOOD, ASKED, GOOD]}, "unsupported_content"),
+        ("trl", {**TRL_CHAT, "prompt": [turn("user", [{"type": "image"}])]}, "unsupported_content"),
+        ("trl", {**TRL_CHAT, "prompt": [ASKED, GOOD]}, "last_turn_not_user"),
+        ("trl", {**TRL_CHAT, "chosen": []}, "last_turn_not_assistant"),
+        ("trl", {**TRL_CHAT, "prompt": [ASKED, ASKED]}, "roles_do_not_alternate"),
+        ("trl", {**TRL_CHAT, "prompt": [ASKED, turn("system", "s"), ASKED]}, "system_not_first"),
+        ("prompts", {"prompt": [turn("system", "s")]}, "empty_prompt"),
+        ("prompts", {"prompt": []}, "empty_prompt"),
+        ("sharegpt", {**SHAREGPT, "conversations": [said("human", "a"), said("gpt", "b")]},
+         "last_turn_not_user"),
+        ("sharegpt", {**SHAREGPT, "system": "a second one"}, "system_not_first"),
+        ("sharegpt", {**SHAREGPT, "chosen": said("human", "x")}, "last_turn_not_assistant"),
+        # hh-rlhf's known traps
+        ("hh-rlhf", {**HH, "chosen": "Hi there"}, "not_a_transcript"),
+        ("hh-rlhf", {**HH, "chosen": "Note.\n\nHuman: a\n\nAssistant: b"}, "not_a_transcript"),
+        ("hh-rlhf", {**HH, "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c"},
+         "last_turn_not_assistant"),
+        ("hh-rlhf", {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
+                     "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"},
+         "roles_do_not_alternate"),
+        ("hh-rlhf", {**HH, "rejected": "\n\nHuman: Why?\n\nAssistant: No."}, "prompts_differ"),
+        ("hh-rlhf", {**HH, "rejected": HH["rejected"].replace("Hello", "Hallo")}, "prompts_differ"),
+        # two conversations that are not one
+        ("trl", {**TRL_CHAT_IMPLICIT, "chosen": [turn("user", "What?"), GOOD]}, "prompts_differ"),
+        ("ultrafeedback", {**ULTRA, "prompt": "Something else"}, "prompts_differ"),
+        ("sharegpt", {**FACTORY_V1, "rejected_messages": [turn("user", "x"), BAD]},
+         "prompts_differ"),
+        ("trl", {"chosen": "alpha beta", "rejected": "gamma beta"}, "no_common_prompt"),
+        ("trl", {"chosen": "alphabet", "rejected": "alphorn"}, "no_common_prompt"),
+        ("trl", {"chosen": "", "rejected": "x"}, "no_common_prompt"),
+        ("ultrafeedback", {**ULTRA, "score_chosen": 1.0}, "scores_contradict"),
+        # text that cannot be written
+        ("hh-rlhf", {**HH, "chosen": HH["chosen"] + "\ud83d"}, "lone_surrogate"),
+        ("trl", {**TRL_TEXT, "rejected": "\udc00"}, "lone_surrogate"),
+        ("prompts", {"prompt": "q", "slice": "\ud800"}, "lone_surrogate"),
+    ],
+)  # fmt: skip
+def test_a_broken_row_says_what_is_broken(name: FormatName, row: Row, code: Code) -> None:
+    assert code_of(name, row) == code
+
+
+def test_every_reason_has_a_sentence_and_every_sentence_a_reason() -> None:
+    assert set(REASONS) == set(get_args(Code))
+    assert all(sentence[0].islower() and len(sentence) > 20 for sentence in REASONS.values())
+
+
+# ---------------------------------------------------------------- recognising
+
+
+@pytest.mark.parametrize(("name", "row"), SOUND)
+def test_a_format_is_recognised_from_one_row(name: FormatName, row: Row) -> None:
+    assert recognise([row], "x").name == name
+
+
+@pytest.mark.parametrize(("name", "row"), SOUND)
+def test_exactly_one_format_fits_a_sound_row(name: FormatName, row: Row) -> None:
+    assert [form.name for form in FORMATS.values() if form.fits(row)] == [name]
+
+
+def test_every_format_the_spec_offers_is_there() -> None:
+    assert {"auto", *FORMATS} == set(get_args(FormatName))
+
+
+def test_a_few_odd_rows_do_not_hide_the_format() -> None:
+    rows = [HH] * 11 + [{**HH, "chosen": ""}] * 5 + [Quarantine("not_an_object")] * 4
+
+    assert recognise(rows, "x").name == "hh-rlhf"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"instruction": "a", "output": "b"}],
+        [TRL_TEXT, PROMPTS],
+        [Quarantine("not_an_object")],
+        [{}],
+    ],
+    ids=["unknown", "mixed", "no objects", "no keys"],
+)
+def test_what_is_not_clear_is_not_guessed(rows: list[Any]) -> None:
+    with pytest.raises(DataRejected, match=r"set data.sources\[\].format") as caught:
+        recognise(rows, "x.jsonl")
+
+    message = str(caught.value)
+    assert all(name in message for name in FORMATS)
+    for row in rows:
+        if isinstance(row, dict):
+            assert all(key in message for key in row)
+
+
+def test_hostile_keys_cannot_play_with_the_terminal() -> None:
+    with pytest.raises(DataRejected) as caught:
+        recognise([{"\x1b[2J\ud800" + "k" * 9000: 1}], "x")
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500

@@ -1,0 +1,120 @@
+"""Published preference files, read through the step; what comes out is checked by other means."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import PreferencePair, Source
+from dpoflow.sources.files import read_rows
+from dpoflow.sources.formats.registry import FORMATS, convert, recognise
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("DPOFLOW_TEST_DATA") or ROOT.parent / "shared" / "data")
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(
+        not FOLDER.is_dir(), reason="no published data: DPOFLOW_TEST_DATA names no folder"
+    ),
+]
+
+
+def raw(name: str) -> list[dict[str, Any]]:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    rows = json.loads(text) if name.endswith(".json") else map(json.loads, text.splitlines())
+    return list(rows)
+
+
+def read(name: str) -> list[PreferencePair]:
+    """Every row as a pair; a Quarantine would fail the test."""
+    rows = list(read_rows(FOLDER / name, name, max_line_mb=16))
+    form = recognise([row for _, row in rows], name)
+    made = [convert(row, form, Source(dataset=name, row=row_id)) for row_id, row in rows]
+    assert all(isinstance(each, PreferencePair) for each in made)
+    return [each for each in made if isinstance(each, PreferencePair)]
+
+
+def test_hh_rlhfs_sample_reads_as_its_transcripts_say() -> None:
+    """Here a transcript is cut at its last Assistant mark; the adapter splits it at every mark."""
+    name = "hh_rlhf/harmless_base_test_dev400.jsonl"
+    pairs = read(name)
+
+    assert len(pairs) == 400
+    for row, pair in zip(raw(name), pairs, strict=True):
+        before, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
+        same, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
+        assert before == same
+        assert (pair.chosen.content, pair.rejected.content) == (chosen.strip(), rejected.strip())
+        marks = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
+        told = "".join(marks[turn.role] + turn.content for turn in pair.prompt)
+        assert told.split() == before.split()
+
+
+def test_llama_factorys_demo_reads_turn_by_turn() -> None:
+    name = "llamafactory/dpo_en_demo.json"
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    pairs = read(name)
+
+    assert len(pairs) == 300
+    for row, pair in zip(raw(name), pairs, strict=True):
+        turns = [(roles[turn["from"]], turn["value"]) for turn in row["conversations"]]
+        assert [(turn.role, turn.content) for turn in pair.prompt] == turns
+        assert pair.chosen.content == row["chosen"]["value"]
+        assert pair.rejected.content == row["rejected"]["value"]
+
+
+def test_equal_rows_of_the_demo_have_equal_ids_and_no_others_do() -> None:
+    name = "llamafactory/dpo_en_demo.json"
+    texts = Counter(json.dumps(row, sort_keys=True) for row in raw(name))
+    ids = Counter(pair.pair_id for pair in read(name))
+
+    assert sorted(texts.values()) == sorted(ids.values())
+    assert sum(ids.values()) - len(ids) == 5
+
+
+def test_llama_factorys_second_layout_reads_as_two_conversations() -> None:
+    name = "llamafactory/v1_dpo_demo.jsonl"
+    pairs = read(name)
+
+    assert len(pairs) == 10
+    for row, pair in zip(raw(name), pairs, strict=True):
+        assert pair.chosen.content == row["chosen_messages"][-1]["content"][0]["value"]
+        assert pair.rejected.content == row["rejected_messages"][-1]["content"][0]["value"]
+        assert [turn.role for turn in pair.prompt] == ["system", "user"]
+
+
+def test_arena_hards_questions_are_prompts() -> None:
+    name = "arena_hard/question_v0.1.jsonl"
+    rows = [row for _, row in read_rows(FOLDER / name, name, max_line_mb=16)]
+    form = recognise(rows, name)
+
+    prompts = [convert(row, form, Source(dataset=name, row="1")) for row in rows]
+
+    assert form.name == "prompts"
+    assert [item.prompt[0].content for item in prompts] == [row["prompt"] for row in raw(name)]
+    assert len(prompts) == 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llamafactory/kto_en_demo.json",
+        "llmbar/natural_dataset.json",
+        "pandalm/testset_v1_dev200.json",
+        "mt_bench/question.jsonl",
+        "open_instruct/model0_input_file.jsonl",
+        "prometheus/hhh_alignment_eval.json",
+    ],
+)
+def test_files_that_are_no_preferences_we_know_are_not_guessed(name: str) -> None:
+    rows = [row for _, row in read_rows(FOLDER / name, name, max_line_mb=16)]
+
+    with pytest.raises(DataRejected, match=r"set data\.sources") as caught:
+        recognise(rows, name)
+
+    assert all(form in str(caught.value) for form in FORMATS)

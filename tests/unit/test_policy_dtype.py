@@ -1,0 +1,48 @@
+"""The type of matrix products is measured once and then kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dpoflow.policy import dtype
+from dpoflow.policy.dtype import choose, name_of
+
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def fresh_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtype, "_probed", {})
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_a_type_that_is_named_is_taken(named: dtype.DtypeName, tmp_path: Path) -> None:
+    assert name_of(choose(named, tiny_model(), remember=tmp_path / "dtype.json")) == named
+    assert not (tmp_path / "dtype.json").exists()
+
+
+def test_a_probe_is_written_down_and_believed_ever_after(tmp_path: Path) -> None:
+    path = tmp_path / "dtype.json"
+
+    first = choose("auto", tiny_model(), remember=path)
+
+    assert json.loads(path.read_text()) == {"dtype": name_of(first)}
+    other = "bfloat16" if first == torch.float32 else "float32"
+    path.write_text(json.dumps({"dtype": other}))
+    assert name_of(choose("auto", tiny_model(), remember=path)) == other
+
+
+@pytest.mark.parametrize(
+    ("float32_s", "bfloat16_s", "chosen"),
+    [(1.0, 0.5, "bfloat16"), (1.0, 0.9, "float32"), (1.0, 1.1, "float32"), (1.2, 1.0, "bfloat16")],
+)
+def test_bfloat16_must_be_a_fifth_faster(
+    monkeypatch: pytest.MonkeyPatch, float32_s: float, bfloat16_s: float, chosen: str
+) -> None:
+    def seconds(operands: list[tuple[torch.Tensor, torch.Tensor]], device: str) -> float:
+        return float32_s if operands[0][0].dtype == torch.float32 else bfloat16_s
+
+    monkeypatch.setattr(dtype, "_seconds", seconds)
+
+    assert name_of(choose("auto", tiny_model())) == chosen

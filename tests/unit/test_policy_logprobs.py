@@ -1,0 +1,212 @@
+"""Log-probabilities against a loop that anybody can check, in float64."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.pairs import Message
+from dpoflow.policy import head
+from dpoflow.policy.layout import Group, lay_out
+from dpoflow.policy.logprobs import (
+    answer_logps,
+    answer_nll,
+    check_head,
+    pair_logps,
+    shares_prompts,
+)
+from dpoflow.policy.tokenise import EncodedPair
+from dpoflow.state.events import Events
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM
+
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
+
+GROUPS = (
+    Group((5, 9, 300), ((17, 18, 19, 2), (40, 2))),
+    Group((7,), ((50, 51, 52, 53, 54, 55, 2), (60, 61, 2))),
+    Group((8, 8, 8, 8, 8, 8, 30), ((99, 2), (98, 97, 96, 95, 2))),
+)
+
+
+def by_hand(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """One token at a time, one prefix at a time, with math."""
+    model, total = model.double(), 0.0
+    for end in range(len(answer)):
+        prefix = torch.tensor([[*prompt, *answer[:end]]])
+        logits = model(input_ids=prefix).logits[0, -1].tolist()
+        largest = max(logits)
+        norm = largest + math.log(math.fsum(math.exp(logit - largest) for logit in logits))
+        total += logits[answer[end]] - norm
+    return total
+
+
+LAYOUTS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "side by side"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_summed_log_probability_is_that_of_a_loop_over_tokens(
+    family: Family, *, shared: bool
+) -> None:
+    got = answer_logps(tiny_model(family), lay_out(GROUPS, shared=shared)).tolist()
+
+    slow = tiny_model(family)
+    expected = [by_hand(slow, each.prompt, answer) for each in GROUPS for answer in each.answers]
+
+    assert got == pytest.approx(expected, abs=2e-4)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neither_company_nor_slices_change_an_answers_log_probability(
+    family: Family, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    model = tiny_model(family).double()
+    alone = torch.cat([answer_logps(model, lay_out([group], shared=shared)) for group in GROUPS])
+
+    monkeypatch.setattr(head, "SLICE", 1)
+    together = answer_logps(model, lay_out(GROUPS, shared=shared))
+
+    assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-6)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("slice_size", [1 << 22, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_plain_logits(
+    family: Family, slice_size: int, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    monkeypatch.setattr(head, "SLICE", slice_size)
+    model, plain = tiny_model(family).double(), tiny_model(family).double()
+    weights = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 3.0]).double()
+
+    (answer_logps(model, lay_out(GROUPS, shared=shared)) * weights).sum().backward()
+    answers = [(group.prompt, answer) for group in GROUPS for answer in group.answers]
+    for weight, (prompt, answer) in zip(weights, answers, strict=True):
+        logits = plain(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+        rows = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+        (rows.gather(1, torch.tensor(answer).unsqueeze(1)).sum() * weight).backward()
+
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        gap = (ours.grad - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-9)
+        assert gap < 1e-6, name  # norms and rotations are float32 inside
+
+
+def test_a_head_with_bias_or_adapters_gives_what_log_softmax_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Adapted(nn.Linear):
+        """Anything but nn.Linear itself takes the other way."""
+
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(11, 8).double(), torch.randint(0, 30, (11,))
+    monkeypatch.setattr(head, "SLICE", 1)
+    for kind in (nn.Linear, Adapted):
+        layer = kind(8, 30).double()
+        ours, theirs = (hidden.clone().requires_grad_() for _ in range(2))
+
+        got = head.token_logps(layer, ours, targets)
+        expected = layer(theirs).log_softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+
+        assert torch.allclose(got, expected)
+        wanted = [ours, layer.weight, layer.bias]
+        got_grads = torch.autograd.grad(got.pow(2).sum(), wanted)
+        grads = torch.autograd.grad(expected.pow(2).sum(), [theirs, layer.weight, layer.bias])
+        assert all(map(torch.allclose, got_grads, grads))
+
+
+def test_bfloat16_products_stay_near_float32_and_leave_float32_gradients() -> None:
+    exact, model = tiny_model(), tiny_model()
+    batch = lay_out(GROUPS, shared=True)
+    expected = answer_logps(exact, batch)
+    expected.sum().backward()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = answer_logps(model, batch)
+    got.sum().backward()
+
+    assert got.dtype == torch.float32
+    assert got.tolist() == pytest.approx(expected.tolist(), rel=0.02)
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert ours.grad.dtype == torch.float32
+        assert (ours.grad - theirs.grad).norm() < 0.1 * theirs.grad.norm()
+
+
+def test_a_model_with_a_sliding_window_keeps_its_answers_side_by_side() -> None:
+    config = tiny_model("qwen2").config
+    config.layer_types = ["full_attention", "sliding_attention"]
+
+    assert shares_prompts(tiny_model("qwen2"))
+    assert not shares_prompts(Qwen2ForCausalLM(config))
+
+
+def test_after_scoring_a_model_attends_as_it_did_before() -> None:
+    model = tiny_model()
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    before = model(input_ids=tokens).logits
+
+    answer_logps(model, lay_out(GROUPS, shared=True))
+
+    assert torch.equal(model(input_ids=tokens).logits, before)
+
+
+def test_pairs_come_back_in_their_order_however_they_are_batched(tmp_path: Path) -> None:
+    model, events = tiny_model(), Events(tmp_path / "events.jsonl", "test")
+    pairs = [EncodedPair(str(n), g.prompt, g.answers[0], g.answers[1]) for n, g in enumerate(GROUPS)]
+
+    results = [
+        pair_logps(model, pairs, batch_size=n, dtype=torch.float32, events=events, phase="test")
+        for n in (1, 2, 3)
+    ]
+
+    expected = [by_hand(tiny_model(), each.prompt, each.chosen) for each in pairs]
+    for chosen, _ in results:
+        assert chosen == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_likelihood_of_text_counts_its_tokens_without_the_end_of_turn(tmp_path: Path) -> None:
+    tokenizer, events = tiny_tokenizer(), Events(tmp_path / "events.jsonl", "test")
+    prompts = [(Message(role="user", content="the sea?"),)] * 2
+
+    got = answer_nll(
+        tiny_model(),
+        tokenizer,
+        prompts,
+        ["blue and calm", ""],
+        batch_size=2,
+        dtype=torch.float32,
+        events=events,
+        phase="test",
+    )
+
+    words = tokenizer("blue and calm")["input_ids"]
+    opening = tokenizer(
+        "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
+        "<|im_start|>user\nthe sea?<|im_end|>\n<|im_start|>assistant\n"
+    )["input_ids"]
+    assert got[0][0] == pytest.approx(-by_hand(tiny_model(), opening, words), abs=2e-4)
+    assert got[0][1] == len(words)
+    assert got[1] == (0.0, 0)
+
+
+def test_a_model_that_caps_its_logits_after_the_head_is_refused() -> None:
+    config = Gemma2Config(
+        vocab_size=384,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        final_logit_softcapping=0.5,
+    )
+
+    with pytest.raises(ConfigError, match="gemma2"):
+        check_head(Gemma2ForCausalLM(config))

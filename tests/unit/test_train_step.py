@@ -1,0 +1,317 @@
+"""The train step: it learns, it says what it dropped, and a kill changes nothing."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.manifest import seal
+from dpoflow.contracts.pairs import PreferencePair
+from dpoflow.contracts.results import TrainResult
+from dpoflow.contracts.spec import LoraConfig, TrainConfig
+from dpoflow.policy.load import load
+from dpoflow.state.events import Event, read_events
+from dpoflow.state.step import StepState
+from dpoflow.train import trainer as trainer_module
+from dpoflow.train.plan import plan
+from dpoflow.train.step import run
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
+
+FAST = TrainConfig(learning_rate=1e-3, epochs=2, batch_size=8, dtype="float32", save_steps=3)
+
+
+class Job:
+    """One train step in a folder of its own."""
+
+    def __init__(
+        self, folder: Path, pairs: list[PreferencePair], *, family: Family = "llama"
+    ) -> None:
+        self.folder = folder
+        self.model = tiny_folder(folder / "model", family)
+        self.pairs = pairs_folder(folder / "pairs", pairs)
+
+    def state(self, name: str) -> StepState:
+        state = StepState(self.folder / "state" / name, "train")
+        state.start_afresh(["policy"])
+        return state
+
+    def run(self, config: TrainConfig, name: str = "one") -> TrainResult:
+        state = self.state(name)
+        return run(
+            config, pairs=self.pairs, model=self.model, policy=self.policy(name), state=state
+        )
+
+    def policy(self, name: str = "one") -> Path:
+        return self.folder / "state" / name / "outputs" / "policy"
+
+    def events(self, name: str = "one") -> list[Event]:
+        return read_events(self.folder / "state" / name / "events.jsonl")[0]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path, tiny_pairs(24))
+
+
+def test_the_first_loss_is_ln_2_and_pairs_that_differ_are_learnt(job: Job) -> None:
+    result = job.run(FAST.model_copy(update={"epochs": 4.0}))
+
+    assert result.first_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert result.last_loss < 0.5
+    assert result.accuracy > 0.9
+    assert (result.num_pairs, result.num_dropped, result.num_steps) == (24, 0, 12)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_lora_leaves_a_folder_that_loads_without_peft(tmp_path: Path, family: Family) -> None:
+    job = Job(tmp_path, tiny_pairs(16), family=family)
+
+    result = job.run(FAST.model_copy(update={"method": "lora", "lora": LoraConfig(rank=4)}))
+
+    assert result.first_loss == pytest.approx(math.log(2), abs=1e-3)
+    plain = AutoModelForCausalLM.from_pretrained(job.policy(), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    assert type(plain) is type(base)
+    changed = [
+        name
+        for name, weight in plain.state_dict().items()
+        if not torch.equal(weight, base.state_dict()[name])
+    ]
+    assert changed
+    assert all("embed" not in name and "wte" not in name for name in changed)
+    assert (job.policy() / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_policy_keeps_the_words_of_its_start(job: Job) -> None:
+    job.run(FAST)
+
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (job.policy() / name).read_bytes() == (job.model / name).read_bytes()
+    model, _ = load(job.policy())
+    assert model.config.use_cache
+
+
+def test_the_digest_in_the_result_is_the_one_the_manifest_will_give(job: Job) -> None:
+    result = job.run(FAST)
+
+    sealed = seal(job.policy(), "train.policy", parents={}, config={}, code="")
+
+    assert result.policy_digest == sealed.digest
+
+
+def test_the_same_call_leaves_the_same_bytes_and_another_seed_others(job: Job) -> None:
+    digests = [
+        job.run(FAST.model_copy(update={"seed": seed, "method": "lora"}), name).policy_digest
+        for seed, name in [(0, "one"), (0, "two"), (1, "three")]
+    ]
+
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+def test_nothing_in_a_state_or_policy_is_a_pickle(job: Job) -> None:
+    job.run(FAST)
+
+    kinds = {path.suffix for path in (job.folder / "state").rglob("*") if path.is_file()}
+    assert kinds <= {".safetensors", ".json", ".jsonl", ".jinja"}
+
+
+def test_every_update_reports_its_figures(job: Job) -> None:
+    job.run(FAST)
+
+    figures = [event for event in job.events() if event.metrics]
+    assert [event.at for event in figures] == [1, 2, 3, 4, 5, 6]
+    assert set(figures[0].metrics) == {
+        *("train/loss", "train/reward_margin", "train/reward_accuracy"),
+        *("train/chosen_logps", "train/rejected_logps"),
+        *("train/grad_norm", "train/learning_rate", "train/tokens_per_s"),
+    }
+    progress = [event for event in job.events() if event.unit == "updates"]
+    assert (progress[-1].done, progress[-1].total) == (6, 6)
+
+
+def test_accumulated_batches_move_the_policy_as_one_batch_does(job: Job) -> None:
+    """Equal halves: the mean of two means is the mean."""
+    config = FAST.model_copy(update={"epochs": 1.0, "schedule": "constant_with_warmup"})
+    halves = config.model_copy(update={"batch_size": 4, "gradient_accumulation": 6})
+
+    job.run(config.model_copy(update={"batch_size": 24}), "whole")
+    job.run(halves, "parts")
+
+    whole, parts = (load(job.policy(name))[0].state_dict() for name in ("whole", "parts"))
+    start = load(job.model)[0].state_dict()
+    for name, weight in whole.items():
+        moved = (weight - start[name]).norm()
+        assert (weight - parts[name]).norm() < 0.05 * moved + 1e-7, name
+
+
+def test_dropped_pairs_are_counted_by_reason(tmp_path: Path) -> None:
+    tie = pair_of("a tie?", "blue", "calm").model_copy(update={"label": "tie"})
+    bad = [pair_of("same?", "blue", "blue"), pair_of("long?", "blue " * 90, "calm"), tie]
+    job = Job(tmp_path, [*tiny_pairs(8), *bad])
+
+    result = job.run(FAST.model_copy(update={"max_tokens": 80}))
+
+    assert (result.num_pairs, result.num_dropped) == (8, 3)
+    story = json.loads((job.policy() / "training.json").read_text())
+    assert story["dropped"] == {"identical": 1, "label_tie": 1, "too_long": 1}
+    assert len(story["pair_ids"]) == 8
+    assert any("dropped 3 of 11 pairs" in event.message for event in job.events())
+
+
+def test_no_pair_to_train_on_is_the_datas_fault_with_counts(tmp_path: Path) -> None:
+    job = Job(tmp_path, [pair_of("same?", "blue", "blue"), pair_of("long?", "blue " * 90, "calm")])
+
+    with pytest.raises(DataRejected, match="1 identical, 1 too_long"):
+        job.run(FAST.model_copy(update={"max_tokens": 80}))
+
+
+def test_adapters_that_fit_no_module_are_the_configs_fault(job: Job) -> None:
+    lora = LoraConfig(targets=("no_such_proj",))
+
+    with pytest.raises(ConfigError, match="no_such_proj"):
+        job.run(FAST.model_copy(update={"method": "lora", "lora": lora}))
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_update(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = trainer_module.dpo_loss, Counter[str]()
+
+    def breaks_at_the_third(policy_B: Tensor, reference_B: Tensor, *, beta: float) -> Tensor:
+        calls["loss"] += 1
+        return real(policy_B, reference_B, beta=beta) * (math.nan if calls["loss"] == 3 else 1.0)
+
+    monkeypatch.setattr(trainer_module, "dpo_loss", breaks_at_the_third)
+
+    with pytest.raises(DataRejected, match="loss of update 3 is not finite"):
+        job.run(FAST)
+
+
+def test_several_processes_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(ConfigError, match="one process"):
+        job.run(FAST)
+
+
+# ---------------------------------------------------------------- after a kill
+
+CHILD = """
+import sys
+from pathlib import Path
+from dpoflow.contracts.spec import TrainConfig
+from dpoflow.state.step import StepState
+from dpoflow.train.step import run
+
+config, pairs, model, folder = sys.argv[1:]
+state = StepState(Path(folder), "train")
+state.start_afresh(["policy"])
+run(TrainConfig.model_validate_json(config), pairs=Path(pairs), model=Path(model),
+    policy=state.output("policy"), state=state)
+"""
+
+
+def child(job: Job, config: TrainConfig, name: str) -> "subprocess.Popen[bytes]":
+    folder = job.folder / "state" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [config.model_dump_json(), str(job.pairs), str(job.model), str(folder)]
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # as many as here
+    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method: str) -> None:
+    job = Job(tmp_path, tiny_pairs(40))
+    config = FAST.model_copy(
+        update={
+            "method": method,
+            "lora": LoraConfig(rank=4, dropout=0.1),  # dropout: the random state must come back too
+            "batch_size": 2,
+            "epochs": 3.0,
+            "gradient_accumulation": 2,
+            "save_steps": 4,
+        }
+    )
+    job.run(config, "whole")
+
+    victim = child(job, config, "killed")
+    checkpoints = job.folder / "state" / "killed" / "work" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not [*checkpoints.glob("update-*")] and time.monotonic() < deadline:
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    job.run(config, "killed")
+
+    assert any("continuing after update" in event.message for event in job.events("killed"))
+    for path in sorted(job.policy("whole").rglob("*")):
+        if path.is_file():
+            other = job.policy("killed") / path.relative_to(job.policy("whole"))
+            assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:
+    half = job.folder / "state" / "one" / "work" / "checkpoints" / ".update-5"
+    half.mkdir(parents=True)
+    (half / "weights.safetensors").write_bytes(b"half")
+
+    whole = job.run(FAST, "two")
+
+    assert job.run(FAST, "one").policy_digest == whole.policy_digest
+
+
+def test_reference_margins_are_computed_once(job: Job) -> None:
+    job.run(FAST)
+    job.run(FAST)
+
+    reference = [event for event in job.events() if event.phase == "reference" and event.total]
+    assert [event.done for event in reference if event.done == event.total] == [24]
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_every_epoch_of_a_plan_holds_every_pair_once() -> None:
+    batches = plan([n % 7 for n in range(50)], batch_size=8, epochs=3, seed=1)
+
+    assert len(batches) == 21
+    for epoch in range(3):
+        places = [place for batch in batches[7 * epoch : 7 * epoch + 7] for place in batch]
+        assert sorted(places) == list(range(50))
+
+
+def test_half_an_epoch_is_half_its_batches() -> None:
+    whole = plan(list(range(64)), batch_size=8, epochs=2, seed=1)
+
+    assert plan(list(range(64)), batch_size=8, epochs=1.5, seed=1) == whole[:12]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    one = plan(list(range(64)), batch_size=8, epochs=2, seed=1)
+
+    assert one[:8] != one[8:]
+    assert plan(list(range(64)), batch_size=8, epochs=2, seed=2) != one
+    assert plan(list(range(64)), batch_size=8, epochs=2, seed=1) == one
+
+
+def test_batches_hold_pairs_of_like_length() -> None:
+    lengths = [(37 * n) % 101 for n in range(128)]
+
+    batches = plan(lengths, batch_size=8, epochs=1, seed=0)
+
+    padded = sum(max(lengths[place] for place in batch) * len(batch) for batch in batches)
+    assert padded < 1.15 * sum(lengths)

@@ -1,0 +1,581 @@
+"""Validate: every row is accounted for, the split holds still, nothing held out is trained on."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.pairs import (
+    Label,
+    Message,
+    PreferencePair,
+    Prompt,
+    Provenance,
+    Source,
+    read_parquet,
+    write_parquet,
+)
+from dpoflow.contracts.results import ValidateResult
+from dpoflow.contracts.spec import SourceConfig, ValidateConfig
+from dpoflow.snapshot import data as snapshot_data
+from dpoflow.state.step import StepState
+from dpoflow.validate import step
+
+Row = dict[str, Any]
+
+
+def row(prompt: str, chosen: str = "good", rejected: str = "bad", **more: Any) -> Row:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def rows(count: int) -> list[Row]:
+    return [row(f"question {number}", f"good {number}") for number in range(count)]
+
+
+@dataclass
+class Seen:
+    """What one run of the step left."""
+
+    result: ValidateResult
+    pairs: list[PreferencePair]
+    prompts: list[Prompt]
+    quarantine: list[Row]
+    report: Row
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Row id to reason."""
+        return {line["row"]: line["reason"] for line in self.quarantine}
+
+
+class Workshop:
+    """A folder in which the step can be run on rows that a test writes down."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "root" / "state" / "key" / "work").mkdir(parents=True)
+        self.state = StepState(path / "root" / "state" / "key", "validate")
+
+    def folder(self, name: str) -> Path:
+        (self.path / name).mkdir(exist_ok=True)
+        return self.path / name
+
+    def write(self, files: dict[str, list[Any]]) -> None:
+        """Write rows as JSON lines and pin them."""
+        sources = []
+        for name, lines in files.items():
+            path = self.folder("in") / name
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            sources.append(SourceConfig(uri=str(path)))
+        found = snapshot_data.find(sources, self.state.events)
+        snapshot_data.pin(found, self.folder("data"), self.state.events)
+
+    def run(self, files: dict[str, list[Any]] | list[Any], **knobs: Any) -> Seen:
+        self.write(files if isinstance(files, dict) else {"x.jsonl": files})
+        return self.run_pinned(**knobs)
+
+    def run_pinned(self, **knobs: Any) -> Seen:
+        """On what `write` left."""
+        names = ("data", "pairs", "prompts", "report")
+        folders = {name: self.folder(name) for name in names}
+        result = step.run(ValidateConfig(**knobs), **folders, state=self.state)
+        return Seen(result, *self._read("pairs/pairs", "prompts/prompts", "report"))
+
+    def merge(self, synthetic: list[PreferencePair], **knobs: Any) -> Seen:
+        """After `run`."""
+        path = self.folder("synthetic") / "pairs.parquet"
+        write_parquet(synthetic, PreferencePair, path)
+        names = ("pairs", "prompts", "synthetic", "training", "heldout")
+        result = step.merge(
+            ValidateConfig(**{"min_pairs": 1, **knobs}),
+            **{name: self.folder(name) for name in names},
+            report=self.folder("report2"),
+            state=self.state,
+        )
+        return Seen(result, *self._read("training/train", "heldout/prompts", "report2"))
+
+    def heldout_pairs(self) -> list[PreferencePair]:
+        return list(read_parquet(self.path / "heldout" / "pairs.parquet", PreferencePair))
+
+    def _read(self, pairs: str, prompts: str, report: str) -> tuple[Any, ...]:
+        lines = (self.path / report / "quarantine.jsonl").read_text().splitlines()
+        return (
+            list(read_parquet(self.path / f"{pairs}.parquet", PreferencePair)),
+            list(read_parquet(self.path / f"{prompts}.parquet", Prompt)),
+            [json.loads(line) for line in lines],
+            json.loads((self.path / report / "report.json").read_text()),
+        )
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+def drawn(some_id: str, seed: int) -> float:
+    """The split as the README words it, with hashlib alone."""
+    digest = hashlib.sha256(f"{seed}:{some_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+# ---------------------------------------------------------------- every row is accounted for
+
+
+def test_every_row_is_kept_or_has_a_reason(workshop: Workshop) -> None:
+    bad = [
+        row("q1", "same", " same "),
+        row("q2", ""),
+        row("q3", "good", "\t"),
+        row("  "),
+        row("q5", "x" * 101),
+        row("q6", "\ud800"),
+        {"prompt": "q7"},
+        ["no object"],
+        row("question 0", "good 0"),
+        row("q9", "A", "B"),
+        row("q9", "B", "A"),
+    ]
+
+    seen = workshop.run(rows(10) + bad, max_chars=100, max_quarantined=1)
+
+    assert list(seen.codes.values()) == [
+        *("identical", "empty_chosen", "empty_rejected", "empty_prompt", "too_long"),
+        *("lone_surrogate", "missing_field", "not_an_object", "duplicate"),
+        *("conflicting", "conflicting"),
+    ]
+    assert list(seen.codes) == [f"x.jsonl:{number}" for number in range(11, 22)]
+    assert seen.result.counts.num_in == 21
+    assert seen.result.counts.num_kept == 10 == len(seen.pairs)
+    assert seen.result.counts.quarantined == Counter(seen.codes.values())
+    assert seen.report["counts"] == seen.result.counts.model_dump()
+    assert set(seen.report["reasons"]) == set(seen.codes.values())
+
+
+def test_pairs_and_prompts_of_several_files_meet_in_one_set(workshop: Workshop) -> None:
+    seen = workshop.run(
+        {"pairs.jsonl": rows(6), "ask.jsonl": [{"prompt": f"ask {n}", "id": n} for n in range(4)]}
+    )
+
+    assert (len(seen.pairs), len(seen.prompts)) == (6, 4)
+    assert seen.report["by_source"] == {"ask.jsonl": {"kept": 4}, "pairs.jsonl": {"kept": 6}}
+    told = {
+        each["file"]: (each["format"], each["fields_not_used"]) for each in seen.report["files"]
+    }
+    assert told == {"ask.jsonl": ("prompts", ["id"]), "pairs.jsonl": ("trl", [])}
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    lines=st.lists(
+        st.builds(row, st.sampled_from("abc"), st.sampled_from("xyz "), st.sampled_from("xyz "))
+        | st.sampled_from([{}, [], None, 3, {"prompt": "a"}, row("a", "\ud800")]),
+        max_size=25,
+    ),
+    max_pairs=st.none() | st.integers(1, 3),
+)
+def test_no_row_is_ever_lost(
+    lines: list[Any], max_pairs: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workshop = Workshop(tmp_path_factory.mktemp("w"))
+    seen = workshop.run(rows(30) + lines, max_pairs=max_pairs, max_quarantined=1)
+
+    assert seen.result.counts.num_in == 30 + len(lines)
+    assert seen.result.counts.num_kept == len(seen.pairs) + len(seen.prompts)
+    assert len(seen.pairs) + len(seen.prompts) + len(seen.quarantine) == 30 + len(lines)
+    assert len({pair.pair_id for pair in seen.pairs}) == len(seen.pairs)
+
+
+def test_the_same_files_give_the_same_bytes(workshop: Workshop, tmp_path: Path) -> None:
+    first = workshop.run([*rows(40), {}])
+    kept = (workshop.path / "pairs" / "pairs.parquet").read_bytes()
+
+    again = Workshop(tmp_path / "again").run([*reversed(rows(40)), {}])
+
+    assert [pair.pair_id for pair in first.pairs] == [pair.pair_id for pair in again.pairs]
+    assert first.result.pairs_digest == again.result.pairs_digest
+    workshop.run([*rows(40), {}])
+    assert (workshop.path / "pairs" / "pairs.parquet").read_bytes() == kept
+
+
+def test_ties_are_kept_for_audit(workshop: Workshop) -> None:
+    turns = [{"role": "user", "content": "q"}]
+    ultra = {"prompt": "q", "score_chosen": 5, "score_rejected": 5} | {
+        name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")
+    }
+
+    seen = workshop.run([ultra])
+
+    assert [pair.label for pair in seen.pairs] == ["tie"]
+
+
+def test_a_prompt_with_a_human_answer_outlives_the_same_prompt_without(workshop: Workshop) -> None:
+    lines = [{"prompt": "q"}, {"prompt": "q", "gold": "a"}, {"prompt": "q"}]
+
+    seen = workshop.run(lines, max_quarantined=1)
+
+    assert [prompt.reference for prompt in seen.prompts] == ["a"]
+    assert seen.codes == {"x.jsonl:1": "duplicate", "x.jsonl:3": "duplicate"}
+
+
+def test_lengths_are_measured_in_characters(workshop: Workshop) -> None:
+    seen = workshop.run([row("q", "äöü🙂", "b")])
+
+    quality = seen.pairs[0].quality
+    assert quality is not None
+    assert (quality.chosen_chars, quality.rejected_chars) == (4, 1)
+
+
+def test_the_quarantine_list_shows_no_text_that_a_terminal_would_obey(workshop: Workshop) -> None:
+    seen = workshop.run([*rows(5), row("\x1b[2J" + "q" * 5000, "\u202e", "\u202e")])
+
+    (line,) = seen.quarantine
+    assert (line["reason"], line["row"], line["dataset"]) == ("identical", "x.jsonl:6", "x.jsonl")
+    assert len(line["excerpt"]) <= 200
+    assert line["excerpt"].isprintable()
+
+
+def test_a_format_that_was_named_is_not_second_guessed(workshop: Workshop) -> None:
+    workshop.write({"x.jsonl": [{"prompt": "q"}] * 3})
+    page = workshop.path / "data" / "sources.json"
+    page.write_text(page.read_text().replace('"auto"', '"trl"'))
+
+    with pytest.raises(DataRejected, match=r"missing_field 3 \(first at x.jsonl:1\)"):
+        workshop.run_pinned()
+
+
+# ---------------------------------------------------------------- too much is broken
+
+
+def test_nothing_left_rejects_the_data_and_still_lists_the_rows(workshop: Workshop) -> None:
+    with pytest.raises(DataRejected) as caught:
+        workshop.run([row("q", "a", "a"), row("r", "", "a")], max_quarantined=1)
+
+    message = str(caught.value)
+    assert "2 of 2 rows" in message
+    assert "nothing is left" in message
+    assert "identical 1 (first at x.jsonl:1)" in message
+    lines = (workshop.path / "report" / "quarantine.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("broken", "passes"), [(5, True), (6, False)])
+def test_a_larger_share_than_allowed_rejects_the_data(
+    workshop: Workshop, broken: int, *, passes: bool
+) -> None:
+    lines = rows(10 - broken) + [row(f"b{number}", "") for number in range(broken)]
+
+    if passes:
+        assert len(workshop.run(lines, max_quarantined=0.5).quarantine) == broken
+    else:
+        with pytest.raises(DataRejected, match=r"data.max_quarantined \(0.5\)"):
+            workshop.run(lines, max_quarantined=0.5)
+
+
+def test_rows_beyond_max_pairs_are_not_held_against_the_data(workshop: Workshop) -> None:
+    seen = workshop.run(rows(20), max_pairs=2, max_quarantined=0)
+
+    assert seen.result.counts.quarantined == {"not_selected": 18}
+    lowest = sorted(
+        (hashlib.sha256(f"0:{pair_id}".encode()).hexdigest(), pair_id)
+        for pair_id in (
+            pair.pair_id for pair in Workshop(workshop.path / "all").run(rows(20)).pairs
+        )
+    )
+    assert {pair.pair_id for pair in seen.pairs} == {pair_id for _, pair_id in lowest[:2]}
+
+
+def test_a_damaged_file_stops_the_step(workshop: Workshop) -> None:
+    workshop.write({"x.jsonl": rows(1)})
+    (path,) = (workshop.path / "data" / "files").iterdir()
+    path.write_text(path.read_text() + '{"cut')
+
+    with pytest.raises(DataRejected, match=r"x\.jsonl, line 2"):
+        workshop.run_pinned()
+
+
+# ---------------------------------------------------------------- the split
+
+
+def test_the_split_is_the_published_hash(workshop: Workshop) -> None:
+    seen = workshop.run(rows(50), seed=3, heldout_fraction=0.3)
+
+    for pair in seen.pairs:
+        expected = "heldout" if drawn(pair.prompt_id, seed=3) < 0.3 else "train"
+        assert pair.split == expected
+    assert {pair.split for pair in seen.pairs} == {"train", "heldout"}
+
+
+def test_adding_data_moves_no_prompt_to_the_other_side(workshop: Workshop, tmp_path: Path) -> None:
+    before = {pair.prompt_id: pair.split for pair in workshop.run(rows(30)).pairs}
+
+    after = {pair.prompt_id: pair.split for pair in Workshop(tmp_path / "more").run(rows(90)).pairs}
+
+    assert before.items() <= after.items()
+
+
+def test_pairs_and_prompts_that_ask_the_same_are_on_the_same_side(workshop: Workshop) -> None:
+    asked = [f"question {number}" for number in range(30)]
+    seen = workshop.run(
+        {
+            "a.jsonl": [row(text, "one") for text in asked],
+            "b.jsonl": [row(text, "two") for text in asked],
+            "c.jsonl": [{"prompt": text} for text in asked],
+        }
+    )
+
+    sides: dict[str, set[str]] = {}
+    for item in [*seen.pairs, *seen.prompts]:
+        sides.setdefault(item.prompt_id, set()).add(item.split)
+    assert len(sides) == 30
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_a_split_that_the_data_brings_along_is_not_trusted(workshop: Workshop) -> None:
+    pairs = [pair.model_dump(mode="json") for pair in workshop.run(rows(30)).pairs]
+    swapped = [{**pair, "split": "train"} for pair in pairs]
+
+    seen = Workshop(workshop.path / "again").run(swapped)
+
+    assert {pair.split for pair in seen.pairs} == {"train", "heldout"}
+
+
+# ---------------------------------------------------------------- merge
+
+
+def turn(role: Any, content: str) -> Message:
+    return Message(role=role, content=content)
+
+
+def made(
+    prompt: str,
+    chosen: str = "good",
+    rejected: str = "bad",
+    *,
+    label: Label = "preferred",
+    split: Any = "train",
+    provenance: bool = True,
+    slice: str = "all",  # noqa: A002 the field's name
+) -> PreferencePair:
+    """A pair as synthesize writes it."""
+    return PreferencePair(
+        prompt=(turn("user", prompt),),
+        chosen=turn("assistant", chosen),
+        rejected=turn("assistant", rejected),
+        label=label,
+        margin=0.5,
+        source=Source(dataset="ask", row="ask.jsonl:1"),
+        provenance=Provenance(generator="g", sampling="{}", seed=0, judge="j")
+        if provenance
+        else None,
+        split=split,
+        slice=slice,
+    )
+
+
+def sides(seen: Seen) -> dict[str, list[str]]:
+    """Side to the prompts asked on it."""
+    return {
+        side: [
+            item.prompt[0].content for item in [*seen.pairs, *seen.prompts] if item.split == side
+        ]
+        for side in ("train", "heldout")
+    }
+
+
+def test_human_and_synthetic_pairs_train_together_in_order_of_their_ids(workshop: Workshop) -> None:
+    human = workshop.run(rows(20))
+    seen = workshop.merge([made("new"), made("newer")])
+
+    ids = [pair.pair_id for pair in seen.pairs]
+    trained = [pair.pair_id for pair in human.pairs if pair.split == "train"]
+    assert ids == sorted([*trained, made("new").pair_id, made("newer").pair_id])
+    assert all(pair.split == "train" and pair.label == "preferred" for pair in seen.pairs)
+    assert seen.result.num_pairs == len(ids)
+    assert seen.result.counts.num_in == 22 == seen.result.counts.num_kept
+
+
+def test_every_heldout_prompt_is_asked_once(workshop: Workshop) -> None:
+    asked = [f"question {number}" for number in range(40)]
+    human = workshop.run(
+        {
+            "a.jsonl": [row(text, "one") for text in asked[:30]],
+            "b.jsonl": [row(text, "two") for text in asked[:30]],
+            "c.jsonl": [{"prompt": text, "gold": "human"} for text in asked[10:]],
+        }
+    )
+
+    seen = workshop.merge([])
+
+    expected = {text for text in asked if drawn(prompt_id(text), seed=0) < 0.2}
+    assert expected == set(sides(human)["heldout"])
+    assert sorted(prompt.prompt[0].content for prompt in seen.prompts) == sorted(expected)
+    assert all(prompt.split == "heldout" for prompt in seen.prompts)
+    known = {prompt.prompt[0].content: prompt.reference for prompt in seen.prompts}
+    assert known == {text: "human" if text in asked[10:] else None for text in expected}
+    assert {pair.prompt[0].content for pair in workshop.heldout_pairs()} == expected & set(
+        asked[:30]
+    )
+    assert seen.result.num_heldout_prompts == len(expected)
+
+
+def prompt_id(text: str) -> str:
+    plain = json.dumps([{"content": text, "role": "user"}], separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "disguise", [str, str.upper, "  {}\n".format, lambda text: text.replace(" ", "\u00a0 ")]
+)
+def test_a_training_pair_that_asks_what_is_held_out_is_caught(
+    workshop: Workshop, disguise: Any
+) -> None:
+    human = workshop.run({"c.jsonl": [{"prompt": f"question {n}"} for n in range(30)]})
+    secret = sides(human)["heldout"][0]
+
+    seen = workshop.merge([made(disguise(secret)), made("harmless")])
+
+    assert list(seen.codes.values()) == ["leakage"]
+    assert [pair.prompt[0].content for pair in seen.pairs] == ["harmless"]
+
+
+def test_a_human_pair_that_asks_nearly_what_is_held_out_is_caught(workshop: Workshop) -> None:
+    texts = [f"question {number}" for number in range(40)]
+    human = workshop.run([row(text) for text in [*texts, *map(str.upper, texts)]])
+    secret = {text.lower() for text in sides(human)["heldout"]}
+
+    seen = workshop.merge([])
+
+    trained = {pair.prompt[0].content.lower() for pair in seen.pairs}
+    assert secret
+    assert trained.isdisjoint(secret)
+    assert set(seen.codes.values()) == {"leakage"}
+    assert len(seen.pairs) + len(workshop.heldout_pairs()) + len(seen.quarantine) == 80
+
+
+def test_what_the_judge_left_open_is_not_trained_on(workshop: Workshop) -> None:
+    workshop.run(rows(5))
+    labels: list[Label] = ["tie", "inconsistent", "invalid"]
+
+    seen = workshop.merge([made(label, label=label) for label in labels])
+
+    assert seen.result.counts.quarantined == {"not_preferred": 3}
+    assert [line["detail"] for line in seen.quarantine] == labels
+
+
+def test_a_human_pair_outlives_its_synthetic_double_and_a_contradiction_ends_both(
+    workshop: Workshop,
+) -> None:
+    human = workshop.run(rows(30))
+    first, second = sides(human)["train"][:2]
+    good = {pair.prompt[0].content: pair.chosen.content for pair in human.pairs}
+
+    seen = workshop.merge([made(first, good[first]), made(second, "bad", good[second])])
+
+    assert seen.result.counts.quarantined == {"duplicate": 1, "conflicting": 2}
+    kept = {pair.prompt[0].content: pair.provenance for pair in seen.pairs}
+    assert kept[first] is None
+    assert second not in kept
+
+
+@pytest.mark.parametrize(
+    ("pair", "code"),
+    [
+        (made("s", "x", "x\n"), "identical"),
+        (made("s", " "), "empty_chosen"),
+        (made("s", "x" * 40_000), "too_long"),
+    ],
+)
+def test_a_synthetic_pair_is_checked_like_any_other(
+    workshop: Workshop, pair: PreferencePair, code: str
+) -> None:
+    workshop.run(rows(10))
+
+    seen = workshop.merge([pair])
+
+    assert seen.result.counts.quarantined == {code: 1}
+    assert seen.result.counts.num_in == 11
+
+
+def test_a_synthetic_heldout_pair_is_for_evaluation(workshop: Workshop) -> None:
+    human = workshop.run({"c.jsonl": [{"prompt": f"question {n}", "gold": "g"} for n in range(30)]})
+    secret = sides(human)["heldout"][0]
+
+    seen = workshop.merge([made(secret, split="heldout"), made("harmless")])
+
+    assert seen.codes == {}
+    assert [pair.prompt[0].content for pair in workshop.heldout_pairs()] == [secret]
+
+
+def test_too_few_training_pairs_stop_the_run_with_all_its_counts(workshop: Workshop) -> None:
+    workshop.run(rows(5))
+
+    with pytest.raises(DataRejected) as caught:
+        workshop.merge([made("t", label="tie")], min_pairs=100)
+
+    message = str(caught.value)
+    assert "data.min_pairs (100)" in message
+    assert "6 pairs came in, 5 were kept" in message
+    assert "not_preferred 1" in message
+    assert (workshop.path / "report2" / "quarantine.jsonl").read_text().count("\n") == 1
+
+
+def test_length_bias_is_what_a_calculator_says(workshop: Workshop) -> None:
+    human = workshop.run([row(f"q{n}", "aaaa", "bb") for n in range(10)])
+    num_human = len(sides(human)["train"])
+
+    bias = workshop.merge([made("n", "aa", "bbbb"), made("m", "aaa", "bbb")]).report["length_bias"]
+
+    num = num_human + 2
+    assert bias["human"] == {
+        "num_pairs": num_human,
+        "chosen_longer_share": 1.0,
+        "mean_length_ratio": 2.0,
+    }
+    assert bias["synthetic"]["mean_length_ratio"] == pytest.approx((0.5 + 1) / 2)
+    assert bias["all"]["chosen_longer_share"] == pytest.approx(num_human / num)
+
+
+def test_coverage_is_counted_by_slice_and_side(workshop: Workshop) -> None:
+    asked = [{"prompt": f"question {n}", "slice": "abc"[n % 3]} for n in range(60)]
+    workshop.run(asked)
+
+    seen = workshop.merge([made("x", slice="a"), made("y", slice="a"), made("z", slice="b")])
+
+    expected = Counter(
+        line["slice"] for line in asked if drawn(prompt_id(line["prompt"]), seed=0) < 0.2
+    )
+    told = seen.report["by_slice"]
+    assert {name: told[name].get("heldout_prompts") for name in "abc"} == dict(expected)
+    assert {name: told[name].get("train_pairs") for name in "abc"} == {"a": 2, "b": 1, "c": None}
+
+
+def test_a_synthetic_pair_that_hides_its_maker_breaks_the_synthetic_suite(
+    workshop: Workshop,
+) -> None:
+    workshop.run(rows(5))
+
+    with pytest.raises(DataRejected, match=r"not_be_null\(generator\)"):
+        workshop.merge([made("x", provenance=False)])
+
+
+def test_no_synthetic_pair_at_all_is_fine(workshop: Workshop) -> None:
+    human = workshop.run(rows(20))
+
+    seen = workshop.merge([])
+
+    assert len(seen.pairs) == len(sides(human)["train"])
+    assert seen.report["length_bias"]["synthetic"] is None
+
+
+def test_config_errors_are_not_ours_to_raise_about_data(workshop: Workshop) -> None:
+    with pytest.raises(ConfigError):
+        snapshot_data.find([SourceConfig(uri=str(workshop.path / "nope"))], workshop.state.events)
