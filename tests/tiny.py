@@ -6,10 +6,9 @@ Random weights, so nothing here says anything sensible; all of it computes what 
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from dpoflow.contracts.pairs import Message, PreferencePair, Source, write_parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -22,6 +21,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from dpoflow.contracts.pairs import Message, PreferencePair, Source, write_parquet
 
 Family = Literal["llama", "qwen2", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
@@ -72,8 +73,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 def tiny_model(family: Family = "llama", *, seed: int = 0) -> PreTrainedModel:
     """Two layers, 48 wide, a vocabulary of 384, no dropout."""
     torch.manual_seed(seed)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    wide = {
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    wide: dict[str, Any] = {
         "vocab_size": 384,
         "hidden_size": 48,
         "intermediate_size": 96,
@@ -83,16 +84,24 @@ def tiny_model(family: Family = "llama", *, seed: int = 0) -> PreTrainedModel:
         "max_position_embeddings": 256,
         "initializer_range": 0.2,
     }
-    model: PreTrainedModel
+    model: Any
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**wide, **ends, tie_word_embeddings=True))
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**wide, **ends, tie_word_embeddings=False))
     else:
-        size = {"vocab_size": 384, "n_positions": 256, "n_embd": 48, "n_layer": 2, "n_head": 4}
-        still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        size: dict[str, Any] = {
+            "vocab_size": 384,
+            "n_positions": 256,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 4,
+        }
+        still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         model = GPT2LMHeadModel(GPT2Config(**size, **still, **ends, initializer_range=0.2))
-    return model.eval()
+    model.eval()
+    made: PreTrainedModel = model
+    return made
 
 
 def tiny_folder(folder: Path, family: Family = "llama", *, seed: int = 0) -> Path:

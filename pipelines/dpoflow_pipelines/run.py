@@ -8,7 +8,6 @@ Not     the terminal's grammar (cli.py), how tasks are started (backends/)
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -116,8 +115,9 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
 def _stopped_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the run like ctrl-C: summary written, tasks gone with this process."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # Of all exceptions only this one is not held up until the running task ends by itself.
+        raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -120,12 +120,19 @@ class SmallJob:
     ) -> None:
         """Start a run and SIGKILL its runner once `task` is in `phase` and has done so much."""
         process = self.start("run", self.spec, "--home", str(home), *self._overrides(sets))
+        self.wait_for(process, home, task, phase=phase, done=done)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+    @staticmethod
+    def wait_for(
+        process: "subprocess.Popen[str]", home: Path, task: str, *, phase: str = "", done: int = 0
+    ) -> None:
+        """Return once `task` of the running process is in `phase` and has done so much."""
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             if _reached(home, task, phase, done):
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
                 return
             time.sleep(0.01)
         raise AssertionError(f"{task} never came to {phase} {done}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,7 @@ def test_a_trace_follows_one_pair_to_its_row(job: SmallJob, home: Path) -> None:
     assert pair.source.row in ended.out
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("task", "phase", "done"),
     [("synthesize", "sampling", 8), ("train", "training", 5), ("register", "", 0)],
@@ -197,6 +199,19 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_versi
     assert len(client.search_model_versions("name = 'small'")) == 1
 
 
+def test_sigterm_ends_a_run_at_once_with_its_summary_and_its_tasks(
+    job: SmallJob, tmp_path: Path
+) -> None:
+    process = job.start("run", job.spec, "--home", str(tmp_path))
+    job.wait_for(process, tmp_path, "snapshot")
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command continues" in err
+    assert summary(tmp_path)["state"] == "FAILED"
+
+
 def test_a_run_that_somebody_else_opened_is_attached_to_and_never_ended(
     job: SmallJob, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +221,8 @@ def test_a_run_that_somebody_else_opened_is_attached_to_and_never_ended(
 
     uri = summary(home)["mlflow"]["tracking_uri"]
     client = MlflowClient(uri)
-    theirs = client.create_run(client.create_experiment("theirs")).info.run_id
+    place = (tmp_path / "theirs").as_uri()
+    theirs = client.create_run(client.create_experiment("theirs", place)).info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
 

@@ -11,6 +11,8 @@ from tests.tiny import tiny_folder
 
 pytestmark = pytest.mark.timeout(200)
 CONFIG, DATA = 2, 3
+reaches_the_pipeline = pytest.mark.full
+"""The steps' own refusals are unit tests; these run them through the whole command."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
     path.write_bytes(change(path.read_bytes()))
 
 
+@reaches_the_pipeline
 def test_a_source_that_is_not_there(job: SmallJob, home: Path) -> None:
     (job.folder / "pairs.jsonl").unlink()
 
@@ -64,18 +67,21 @@ def test_an_empty_file(job: SmallJob, home: Path) -> None:
     refused(job, home, DATA, "pairs.jsonl", "empty")
 
 
+@reaches_the_pipeline
 def test_a_format_nobody_knows(job: SmallJob, home: Path) -> None:
     (job.folder / "pairs.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')
 
     refused(job, home, DATA, "frage", "hh-rlhf", "data.sources")
 
 
+@reaches_the_pipeline
 def test_json_that_breaks_off(job: SmallJob, home: Path) -> None:
     rewritten(job.folder / "pairs.jsonl", lambda whole: whole[:-30])
 
     refused(job, home, DATA, "pairs.jsonl", "line 24")
 
 
+@reaches_the_pipeline
 def test_bytes_that_are_not_utf8(job: SmallJob, home: Path) -> None:
     rewritten(
         job.folder / "pairs.jsonl", lambda whole: whole.replace(b"parcel", b"parc\xff\xfel", 1)
@@ -84,6 +90,7 @@ def test_bytes_that_are_not_utf8(job: SmallJob, home: Path) -> None:
     refused(job, home, DATA, "pairs.jsonl", "UTF-8", "line 1")
 
 
+@reaches_the_pipeline
 def test_a_line_of_50_mb(job: SmallJob, home: Path) -> None:
     row = {"prompt": "q", "chosen": "a" * 50_000_000, "rejected": "b"}
     with (job.folder / "pairs.jsonl").open("a") as out:
@@ -113,6 +120,7 @@ def test_a_home_that_cannot_be_written(job: SmallJob, tmp_path: Path) -> None:
     refused(job, in_the_way / "home", CONFIG, "cannot be written", "--home")
 
 
+@reaches_the_pipeline
 def test_nothing_left_after_validation(job: SmallJob, home: Path) -> None:
     row = json.dumps({"prompt": "q?", "chosen": "same", "rejected": "same"}) + "\n"
     (job.folder / "pairs.jsonl").write_text(row * 9)
@@ -121,10 +129,12 @@ def test_nothing_left_after_validation(job: SmallJob, home: Path) -> None:
     refused(job, home, DATA, "identical 9", sets=("data.max_quarantined=1",))
 
 
+@reaches_the_pipeline
 def test_fewer_pairs_than_asked_for(job: SmallJob, home: Path) -> None:
     refused(job, home, DATA, "data.min_pairs", sets=("data.min_pairs=1000",))
 
 
+@reaches_the_pipeline
 def test_a_model_without_a_tokenizer(job: SmallJob, home: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (job.folder / "model" / name).unlink()

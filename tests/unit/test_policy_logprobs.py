@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM
+
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import Message
 from dpoflow.policy import head
@@ -19,10 +23,6 @@ from dpoflow.policy.logprobs import (
 )
 from dpoflow.policy.tokenise import EncodedPair
 from dpoflow.state.events import Events
-from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM
-
-from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
 
 GROUPS = (
     Group((5, 9, 300), ((17, 18, 19, 2), (40, 2))),
@@ -159,7 +159,9 @@ def test_after_scoring_a_model_attends_as_it_did_before() -> None:
 
 def test_pairs_come_back_in_their_order_however_they_are_batched(tmp_path: Path) -> None:
     model, events = tiny_model(), Events(tmp_path / "events.jsonl", "test")
-    pairs = [EncodedPair(str(n), g.prompt, g.answers[0], g.answers[1]) for n, g in enumerate(GROUPS)]
+    pairs = [
+        EncodedPair(str(n), g.prompt, g.answers[0], g.answers[1]) for n, g in enumerate(GROUPS)
+    ]
 
     results = [
         pair_logps(model, pairs, batch_size=n, dtype=torch.float32, events=events, phase="test")

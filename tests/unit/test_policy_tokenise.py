@@ -1,11 +1,11 @@
 """Conversations as tokens, checked against strings written out by hand."""
 
 import pytest
+from tests.tiny import pair_of, tiny_tokenizer
+
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Message, PreferencePair, Source
 from dpoflow.policy.tokenise import EncodedPair, answer_tokens, encode_pair, prompt_tokens
-
-from tests.tiny import pair_of, tiny_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
 ASK = "<|im_start|>user\nthe sea?<|im_end|>\n<|im_start|>assistant\n"
@@ -16,7 +16,7 @@ def user(content: str) -> Message:
 
 
 def text_of(tokens: tuple[int, ...]) -> str:
-    return str(tiny_tokenizer().decode(tokens, skip_special_tokens=False))
+    return str(tiny_tokenizer().decode([*tokens], skip_special_tokens=False))
 
 
 def encoded(pair: PreferencePair, max_tokens: int = 256) -> EncodedPair:
@@ -79,9 +79,7 @@ def test_a_system_message_replaces_the_templates_own_and_turns_keep_their_order(
         ("blue", "snow " * 300, "too_long"),
     ],
 )
-def test_a_pair_that_cannot_be_trained_on_says_why(
-    chosen: str, rejected: str, reason: str
-) -> None:
+def test_a_pair_that_cannot_be_trained_on_says_why(chosen: str, rejected: str, reason: str) -> None:
     assert encode_pair(tiny_tokenizer(), pair_of("the sea?", chosen, rejected), 256) == reason
 
 
@@ -90,9 +88,10 @@ def test_a_pair_of_exactly_max_tokens_is_kept() -> None:
     longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
     assert encoded(pair_of("the sea?", "blue", "snow snow"), longest) == pair
-    assert encode_pair(
-        tiny_tokenizer(), pair_of("the sea?", "blue", "snow snow"), longest - 1
-    ) == "too_long"
+    assert (
+        encode_pair(tiny_tokenizer(), pair_of("the sea?", "blue", "snow snow"), longest - 1)
+        == "too_long"
+    )
 
 
 def test_a_template_without_an_end_of_turn_gets_one() -> None:

@@ -62,12 +62,24 @@ def test_the_order_of_candidates_does_not_decide_who_wins() -> None:
         (said("", "  "), "empty"),
         (said("cut", "off", finished=False), "truncated"),
         (said("Alone.") + said("cut off", finished=False), "identical"),
+        (said("It is on its way. And", "No idea. And", finished=False), "truncated"),
     ],
 )
 def test_what_the_judge_cannot_tell_apart_never_becomes_a_pair(
     answers: list[Answer], reason: str
 ) -> None:
     assert judged(answers, likes("way")) == reason
+
+
+def test_an_answer_that_was_cut_loses_up_to_its_last_whole_sentence_and_never_wins() -> None:
+    cut = said("No idea. See 1. this list and", finished=False)
+
+    pair = judged(said("It is on its way.") + cut, likes("way"))
+    reverse = judged(said("It is on its way.") + cut, likes("idea"))
+
+    assert isinstance(pair, PreferencePair)
+    assert pair.rejected.content == "No idea."
+    assert reverse == "tie"
 
 
 def test_a_margin_at_the_threshold_is_not_above_it() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from dpoflow.train.losses import dpo_loss, reward_margin
 
 

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.pairs import PreferencePair
@@ -20,13 +24,10 @@ from dpoflow.contracts.spec import LoraConfig, TrainConfig
 from dpoflow.policy.load import load
 from dpoflow.state.events import Event, read_events
 from dpoflow.state.step import StepState
+from dpoflow.train import losses
 from dpoflow.train import trainer as trainer_module
 from dpoflow.train.plan import plan
 from dpoflow.train.step import run
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from tests.tiny import Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 
 FAST = TrainConfig(learning_rate=1e-3, epochs=2, batch_size=8, dtype="float32", save_steps=3)
 
@@ -187,7 +188,7 @@ def test_adapters_that_fit_no_module_are_the_configs_fault(job: Job) -> None:
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_update(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = trainer_module.dpo_loss, Counter[str]()
+    real, calls = losses.dpo_loss, Counter[str]()
 
     def breaks_at_the_third(policy_B: Tensor, reference_B: Tensor, *, beta: float) -> Tensor:
         calls["loss"] += 1
@@ -195,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_update(
 
     monkeypatch.setattr(trainer_module, "dpo_loss", breaks_at_the_third)
 
-    with pytest.raises(DataRejected, match="loss of update 3 is not finite"):
+    with pytest.raises(DataRejected, match="loss at update 3 is not finite"):
         job.run(FAST)
 
 

@@ -62,6 +62,11 @@ def files_digest(files: dict[str, FileEntry]) -> str:
     return sha256_json({name: entry.sha256 for name, entry in files.items()})
 
 
+def digest_of(folder: Path) -> str:
+    """What the manifest will call this folder once it is sealed."""
+    return files_digest(_files_of(folder))
+
+
 def seal(
     folder: Path, kind: str, *, parents: dict[str, str], config: dict[str, Any], code: str
 ) -> Manifest:

@@ -144,6 +144,16 @@ Row = TypeVar("Row", PreferencePair, Prompt)
 AnyRow = TypeVar("AnyRow", bound=Contract)
 
 
+def with_system(row: AnyRow, system: str | None) -> AnyRow:
+    """`row` with a system message first, if it brings none of its own."""
+    assert isinstance(row, PreferencePair | Prompt)
+    if system is None or row.prompt[0].role == "system":
+        return row
+    values: dict[str, Any] = row.model_dump(exclude={"pair_id", "prompt_id"})
+    values["prompt"] = [{"role": "system", "content": system}, *values["prompt"]]
+    return type(row).model_validate(values)
+
+
 def prompt_digest(prompt: tuple[Message, ...]) -> str:
     """sha256 of a prompt's messages."""
     return sha256_json([message.model_dump() for message in prompt])

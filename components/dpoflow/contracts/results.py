@@ -34,6 +34,7 @@ class SnapshotResult(Contract):
     model_digest: str
     num_files: int
     num_bytes: int
+    """Of the data; the model's files are not counted."""
 
 
 class Counts(Contract):
@@ -53,7 +54,9 @@ class ValidateResult(Contract):
     """What validation kept, what it did not and why."""
 
     counts: Counts
+    """Rows of the sources for validate, pairs for merge."""
     num_pairs: int
+    """On the training side; held-out ones are counted apart, as prompts are."""
     num_heldout_pairs: int
     num_prompts: int
     num_heldout_prompts: int

@@ -27,6 +27,8 @@ class SourceConfig(Contract):
     """How pairs name this source; the file's name when absent."""
     licence: str = "unknown"
     """Licence of the data, carried on every pair."""
+    system: str | None = Field(None, min_length=1)
+    """A system message for every prompt of this source that brings none."""
 
 
 class SnapshotConfig(Contract):

@@ -95,7 +95,7 @@ def _ask_both(
 ) -> _Answers:
     """Everything that needs a model in memory, one model at a time."""
     base, tokenizer = load(model)
-    dtype = choose("auto", base, remember=state.work / "dtype.json")
+    dtype = choose("auto", base, remember=state.root / "dtype.json")
     turns = [prompt.prompt for prompt in prompts]
 
     def answers(of: PreTrainedModel, words: PreTrainedTokenizerBase, name: str) -> list[Answer]:

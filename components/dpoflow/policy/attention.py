@@ -81,7 +81,7 @@ def _prompt_and_self(tensor: Tensor, span: Span, begin: int, end: int) -> Tensor
     return torch.cat([prompt, tensor[:, :, begin:end]], dim=2)
 
 
-AttentionInterface.register(NAME, _attention)  # type: ignore[no-untyped-call]
+AttentionInterface.register(NAME, _attention)
 
 
 @contextlib.contextmanager

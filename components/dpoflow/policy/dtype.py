@@ -26,6 +26,9 @@ NAMED: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfl
 WORTH_IT = 1.2
 """bfloat16 must be this many times as fast: it costs digits, and a tie must not flip by chance."""
 
+NARROWEST = 256
+"""A model less wide than this runs in float32: its probe would time the overhead and flip."""
+
 _probed: dict[tuple[str, int, int, int], str] = {}
 
 
@@ -43,7 +46,7 @@ def choose(
         return NAMED[json.loads(remember.read_text("utf-8"))["dtype"]]
     shapes = _shapes(model)
     if shapes not in _probed:
-        _probed[shapes] = _probe(*shapes)
+        _probed[shapes] = _probe(*shapes) if shapes[1] >= NARROWEST else "float32"
     if remember is not None:
         write_text(remember, json.dumps({"dtype": _probed[shapes]}))
     return NAMED[_probed[shapes]]
@@ -68,7 +71,7 @@ def _probe(device: str, hidden: int, wide: int, vocab: int) -> str:
     tensors = {
         name: [_operands(device, shape, dtype) for shape in shapes] for name, dtype in NAMED.items()
     }
-    for _ in range(5):
+    for _ in range(15):
         for name in NAMED:
             best[name] = min(best[name], _seconds(tensors[name], device))
     return "bfloat16" if best["float32"] >= WORTH_IT * best["bfloat16"] else "float32"

@@ -26,10 +26,12 @@ def token_logps(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> Tensor
     if type(head) is nn.Linear:
         kind = _product_type(hidden_NH)
         bias = head.bias
-        found: Tensor = _TokenLogps.apply(hidden_NH, head.weight, bias, targets_N, kind)
+        found: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight, bias, targets_N, kind
+        )
         return found
     # A head with adapters, or of another making: whole vocabulary, few rows, made again backwards.
-    rows = max(1, SLICE // int(head.weight.shape[0]))  # type: ignore[index, union-attr]
+    rows = max(1, SLICE // int(head.weight.shape[0]))  # type: ignore[index]
     parts = zip(hidden_NH.split(rows), targets_N.split(rows), strict=True)
     return torch.cat([checkpoint(_plainly, head, *part, use_reentrant=False) for part in parts])
 

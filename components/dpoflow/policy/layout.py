@@ -6,7 +6,8 @@ Not     attention over a shared prompt (attention.py), scoring (logprobs.py)
 Shapes  R rows of T tokens in a batch, N answer tokens in all
 
 Shared, a batch is one row without padding: prompt, answer, answer, prompt, answer, answer … Each
-answer's positions go on from its prompt's. Side by side, each answer has a row, padded on the right.
+answer's positions go on from its prompt's. Side by side, each answer has a row, padded on the
+right.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Batch:
 
 
 def lay_out(groups: Sequence[Group], *, shared: bool) -> Batch:
-    """`groups` as one batch; `shared` where the model is one that `attention.may_share` says yes to."""
+    """`groups` as one batch; `shared` only for models that `attention.may_share` says yes to."""
     return _shared(groups) if shared else _side_by_side(groups)
 
 

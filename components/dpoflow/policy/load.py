@@ -179,6 +179,8 @@ def _from_gguf(path: Path, draft: Path, uri: str) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = _endings(loaded.generation_config, tokenizer)
     plain.save_pretrained(draft)
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)  # how it was opened here is nobody else's business
     tokenizer.save_pretrained(draft)
 
 
@@ -194,7 +196,9 @@ def _endings(generation_config: Any, tokenizer: "PreTrainedTokenizerBase") -> An
 
 def _check_folder(folder: Path, uri: str) -> None:
     if not (folder / "config.json").is_file():
-        raise DataRejected(f"model {uri} has no config.json; give a folder that save_pretrained made")
+        raise DataRejected(
+            f"model {uri} has no config.json; give a folder that save_pretrained made"
+        )
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         raise DataRejected(f"model {uri} has no safetensors weights; save it with save_pretrained")
@@ -245,7 +249,7 @@ def _json(path: Path, uri: str) -> dict[str, Any]:
 def load(
     folder: Path, *, dtype: "torch.dtype | None" = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model (float32 unless told) and its tokenizer, which pads on the left."""
+    """The model (float32 unless told, on a GPU if there is one) and its tokenizer."""
     quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -254,7 +258,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or torch.float32,
             local_files_only=True,
@@ -267,6 +271,7 @@ def load(
             f"model {folder} cannot be loaded without running its own code or a missing package "
             f"({error}); give a model that transformers knows"
         ) from None
+    model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise DataRejected(
@@ -275,6 +280,7 @@ def load(
         )
     _check_tokenizer(tokenizer, model.config.get_text_config().vocab_size, folder)
     _set_padding(model, tokenizer)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.eval()
     return model, tokenizer
 
@@ -291,8 +297,8 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, fold
     largest = max(tokens)
     if largest >= vocab_size:
         raise DataRejected(
-            f"model {folder}: its tokenizer gives token {largest} and the model knows {vocab_size}; "
-            "give the tokenizer of this model"
+            f"model {folder}: its tokenizer gives token {largest} and the model knows "
+            f"{vocab_size}; give the tokenizer of this model"
         )
     if tokenizer.eos_token_id is None:
         raise DataRejected(
@@ -301,7 +307,8 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, fold
         )
     if not tokenizer.chat_template:
         raise DataRejected(
-            f"model {folder} has no chat template; give an instruct model, or add chat_template.jinja"
+            f"model {folder} has no chat template; "
+            "give an instruct model, or add chat_template.jinja"
         )
 
 
@@ -316,7 +323,7 @@ def _set_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase")
 
 def quiet() -> None:
     """No progress bars and no advice from Hugging Face's libraries: ours is the only voice."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
     with warnings.catch_warnings():

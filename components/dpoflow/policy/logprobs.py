@@ -5,8 +5,8 @@ Gives   `response_logps` (training), `pair_logps` and `answer_nll` (scoring)
 Not     the objective (train/losses.py), tokenising (tokenise.py), batches (layout.py)
 Shapes  N answer tokens in a batch, H hidden, B pairs
 
-The language-model head is much of a small model's work, so it sees answer rows only. Its products may
-be bfloat16; the softmax is float32.
+The language-model head is much of a small model's work, so it sees answer rows only. Its products
+may be bfloat16; the softmax is float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,8 +67,8 @@ def check_head(model: nn.Module) -> None:
     model.train(was_training)
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ConfigError(
-            f"model type {plain.config.model_type} changes its logits after the head, which training "
-            "here does not follow; use another model, such as a Llama or Qwen2"
+            f"model type {plain.config.model_type} changes its logits after the head, which "
+            "training here does not follow; use another model, such as a Llama or Qwen2"
         )
 
 
@@ -136,7 +136,7 @@ def answer_nll(
 ) -> list[tuple[float, int]]:
     """(negative log-likelihood in nats, tokens) of each answer; exp(sum / tokens) is perplexity.
 
-    The end-of-turn token is left out: an answer that was cut has none, and is not less fluent for it.
+    The end-of-turn token is left out: a cut answer has none, and is no less fluent for it.
     An answer without tokens counts (0.0, 0).
     """
     groups: dict[int, Group] = {}

@@ -1,11 +1,11 @@
 """Conversations as tokens: the same ones for training, scoring and generation.
 
 Reads   a tokenizer with a chat template, preference pairs, prompts
-Gives   `prompt_tokens`, `answer_tokens`, `encode_pair` and the codes of pairs that cannot be encoded
-Not     padding and batches: see logprobs.py
+Gives   `prompt_tokens`, `answer_tokens`, `encode_pair` with the codes of pairs it refuses
+Not     padding and batches: see layout.py
 
-An answer begins where the template's generation prompt ends, and ends with one end-of-turn token: what
-the template writes after that (SmolLM2's a line break) is never sampled, so it is never trained on.
+An answer begins where the template's generation prompt ends, and ends with one end-of-turn token:
+what the template writes after it (SmolLM2's a line break) is never sampled, so never trained on.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Dropped = Literal["too_long", "empty_chosen", "empty_rejected", "identical", "eos_inside"]
-"""Why a pair cannot be trained on; `eos_inside`: an answer's own text spells the end-of-turn token."""
+"""Why a pair cannot be trained on; `eos_inside`: an answer spells the end-of-turn token itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ def answer_tokens(
 ) -> tuple[int, ...]:
     """The tokens of `answer` after `prompt`, with one end-of-turn token at the end.
 
-    The whole conversation is rendered, and its tokens must begin with the prompt's. Where they do not,
-    because a token spans the boundary or the template shows past turns in another way than the open
-    one, the answer is tokenised by itself: generation, too, starts from the prompt's tokens.
+    The whole conversation is rendered, and its tokens must begin with the prompt's. Where they do
+    not, because a token spans the boundary or the template shows past turns in another way than the
+    open one, the answer is tokenised by itself: generation, too, starts from the prompt's tokens.
     """
     opening, alone = prompt_tokens(tokenizer, prompt), _tokens(tokenizer, answer)
     turn = Message(role="assistant", content=answer)
@@ -89,7 +89,7 @@ def _render(
     turns = [message.model_dump() for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
-    except Exception as error:  # a template is a program: it may raise whatever it likes
+    except Exception as error:  # noqa: BLE001  # a template is a program: it raises what it likes
         roles = ", ".join(message.role for message in messages)
         raise DataRejected(
             f"the model's chat template refuses a conversation of {roles} ({error}); "

@@ -24,6 +24,11 @@ def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-
 
     knobs = SnapshotConfig.model_validate_json(config)
     done = task.execute(run, knobs, root=state_root, kind=SnapshotResult, reuse=False)
-    fields = [(name, str) for name in ("data_uri", "data_digest", "model_uri", "model_digest")]
-    pinned = NamedTuple("pinned", fields)  # type: ignore[misc]
-    return pinned(done.data_uri, done.data_digest, done.model_uri, done.model_digest)
+
+    class Pinned(NamedTuple):
+        data_uri: str
+        data_digest: str
+        model_uri: str
+        model_digest: str
+
+    return Pinned(done.data_uri, done.data_digest, done.model_uri, done.model_digest)

@@ -100,6 +100,7 @@ def _copy(entry: Located, target: Path) -> Pinned:
         name=entry.file.name,
         format=entry.source.format,
         licence=entry.source.licence,
+        system=entry.source.system,
         sha256=digest.hexdigest(),
         num_bytes=num_bytes,
     )

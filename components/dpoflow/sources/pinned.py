@@ -30,6 +30,8 @@ class Pinned(Contract):
     """Path inside the source."""
     format: FormatName
     licence: str
+    system: str | None = None
+    """Put before every prompt that brings no system message."""
     sha256: str
     num_bytes: int
 

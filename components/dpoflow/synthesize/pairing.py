@@ -5,7 +5,8 @@ Gives   `pair_with_reference`, `pair_by_judge`; a pair, or the reason that there
 Not     sampling (policy/generate.py), scoring (judge/)
 """
 
-from typing import Literal
+import re
+from typing import Literal, NamedTuple
 
 from dpoflow.contracts.pairs import (
     Message,
@@ -21,13 +22,36 @@ from dpoflow.policy.generate import Answer
 NotAPair = Literal["empty", "truncated", "identical", "tie", "below_margin"]
 
 
-def usable(answers: list[Answer]) -> list[Answer] | NotAPair:
-    """Candidates worth judging. An answer cut off at the limit would teach where not to stop."""
+# The end of a sentence, and not the dot of "1." in a list.
+_SENTENCE_END = re.compile(r"(?<![\s\d])[.!?][\"')\]]?(?=\s)")
+
+
+class Candidate(NamedTuple):
+    """An answer as a judge sees it."""
+
+    text: str
+    ended: bool
+    """Whether the model itself ended here. Where it was cut, what is left ends with a sentence."""
+
+
+def usable(answers: list[Answer]) -> list[Candidate] | NotAPair:
+    """Candidates worth judging, in their order.
+
+    An answer that was cut at the limit goes back to its last whole sentence: half a sentence would
+    teach where not to stop. It may lose a comparison; it may not win one, since it never ended.
+    """
     told = [answer for answer in answers if answer.text.strip()]
     if not told:
         return "empty"
-    whole = [answer for answer in told if answer.finished]
-    return whole or "truncated"
+    whole = (_whole(answer) for answer in told)
+    return [candidate for candidate in whole if candidate is not None] or "truncated"
+
+
+def _whole(answer: Answer) -> Candidate | None:
+    if answer.finished:
+        return Candidate(answer.text, ended=True)
+    ends = [match.end() for match in _SENTENCE_END.finditer(answer.text)]
+    return Candidate(answer.text[: ends[-1]], ended=False) if ends else None
 
 
 def pair_with_reference(
@@ -61,7 +85,10 @@ def pair_by_judge(
     question = prompt.prompt[-1].content
     # Ties between equal scores fall to the earlier candidate, so the same texts give the same pair.
     ranked = sorted(candidates, key=lambda answer: -judge.score(question, answer.text).total)
-    best, worst = ranked[0], ranked[-1]
+    best = next((candidate for candidate in ranked if candidate.ended), None)
+    if best is None:
+        return "truncated"
+    worst = ranked[-1]
     scores = judge.score(question, best.text), judge.score(question, worst.text)
     margin = scores[0].total - scores[1].total
     if margin <= 0:

@@ -103,7 +103,7 @@ def _sample(
     if not asked:
         return []
     policy, tokenizer = load(model)
-    dtype = choose("auto", policy, remember=state.work / "dtype.json")
+    dtype = choose("auto", policy, remember=state.root / "dtype.json")
     counts = [1 if prompt.reference is not None else config.candidates for prompt in asked]
     turns = [
         prompt.prompt for prompt, count in zip(asked, counts, strict=True) for _ in range(count)

@@ -107,9 +107,7 @@ def _state(folder: Path) -> dict[str, Any]:
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Weights that gradients reach, each once: tied ones share a tensor and the first name."""
     return {
-        name: weight.detach()
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
+        name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad
     }
 
 

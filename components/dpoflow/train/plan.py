@@ -29,9 +29,7 @@ def plan(
     return every[: max(1, round(epochs * per_epoch))]
 
 
-def _epoch(
-    lengths: Sequence[int], batch_size: int, dice: random.Random
-) -> list[tuple[int, ...]]:
+def _epoch(lengths: Sequence[int], batch_size: int, dice: random.Random) -> list[tuple[int, ...]]:
     order = list(range(len(lengths)))
     dice.shuffle(order)
     size = batch_size * WINDOW
@@ -39,8 +37,7 @@ def _epoch(
     for start in range(0, len(order), size):
         window = sorted(order[start : start + size], key=lambda place: lengths[place])
         batches += [
-            tuple(window[first : first + batch_size])
-            for first in range(0, len(window), batch_size)
+            tuple(window[first : first + batch_size]) for first in range(0, len(window), batch_size)
         ]
     dice.shuffle(batches)
     return batches

@@ -76,7 +76,8 @@ def _read(path: Path, key: str) -> Tensor | None:
     with safe_open(path, framework="pt") as kept:
         if (kept.metadata() or {}).get("key") != key:
             return None
-        return kept.get_tensor("margins")
+        margins: Tensor = kept.get_tensor("margins")
+        return margins
 
 
 def _write(path: Path, key: str, found: Tensor) -> None:

@@ -1,12 +1,13 @@
 """Fine-tune the policy on preference pairs with DPO.
 
-Reads   train.parquet of an artifact of pairs, and a model directory: where the policy starts, and the
-        reference it is held to
-Gives   a model directory (safetensors, tokenizer, chat template) with training.json, and `TrainResult`
+Reads   train.parquet of an artifact of pairs, and a model directory: where the policy starts, and
+        the reference it is held to
+Gives   a model directory (safetensors, tokenizer, chat template) with training.json, `TrainResult`
 Not     making pairs (synthesize/), judging the policy (evaluate/)
 
-Killed at any moment and called again with the same arguments, it ends in the same policy, bit for bit
-on a CPU: the plan is a function of the seed, reference margins and checkpoints lie in `state.work`.
+Killed at any moment and called again with the same arguments, it ends in the same policy, bit for
+bit on a CPU: the plan is a function of the seed, reference margins and checkpoints lie in
+`state.work`.
 """
 
 import json
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.manifest import FileEntry, files_digest, sha256_file
+from dpoflow.contracts.manifest import digest_of
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import TrainConfig
@@ -46,10 +47,9 @@ def run(
     torch.manual_seed(config.seed)
     start, tokenizer = load.load(model)
     encoded, dropped = _encode(tokenizer, pairs / "train.parquet", config, state.events)
-    dtype = choose(config.dtype, start, remember=state.work / "dtype.json")
+    dtype = choose(config.dtype, start, remember=state.root / "dtype.json")
     check_head(start)
     trained = _prepare(start, config)
-    trained.to("cuda" if torch.cuda.is_available() else "cpu")
     groups = [group_of(pair) for pair in encoded]
     batches = plan(
         [group.longest for group in groups],
@@ -108,8 +108,8 @@ def _encode(
     return encoded, dict(sorted(dropped.items()))
 
 
-def _prepare(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
-    """The model with the weights to be trained switched on, and without its own dropout."""
+def _prepare(model: Any, config: TrainConfig) -> PreTrainedModel:
+    """The model with what is to be trained switched on, and without its own dropout."""
     _switch_off_dropout(model)
     if config.method == "lora":
         model = _with_adapters(model, config)
@@ -118,11 +118,13 @@ def _prepare(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
             f"train.method {config.method} leaves nothing to train; name modules of this model in "
             "train.lora.targets, or set train.method: full"
         )
-    return model
+    prepared: PreTrainedModel = model
+    return prepared
 
 
 def _switch_off_dropout(model: nn.Module) -> None:
     """Policy and reference are compared on one footing; adapters keep the dropout they ask for."""
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -138,7 +140,7 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
     adapters = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # it only divides by the rank
         lora_dropout=config.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -190,7 +192,7 @@ def _export(
     }
     (policy / "training.json").write_text(canonical_json(story) + "\n", encoding="utf-8")
     return TrainResult.model_validate(
-        {**outcome, "policy_digest": _digest(policy), "seconds": notes.seconds}
+        {**outcome, "policy_digest": digest_of(policy), "seconds": notes.seconds}
     )
 
 
@@ -221,16 +223,3 @@ def _copy_words(model: Path, policy: Path) -> None:
         for path in model.glob(pattern):
             if path.name != "config.json" and "safetensors" not in path.name:
                 shutil.copyfile(path, policy / path.name)
-
-
-def _digest(folder: Path) -> str:
-    """What the manifest will call this folder once it is sealed."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return files_digest(
-        {
-            path.relative_to(folder).as_posix(): FileEntry(
-                sha256=sha256_file(path), num_bytes=path.stat().st_size
-            )
-            for path in found
-        }
-    )

@@ -77,10 +77,11 @@ class DpoTrainer(Trainer):
         folder: Path,
         events: Events,
     ) -> None:
+        planned = _Batches(batches)
         super().__init__(
             model=model,
             args=_arguments(config, folder),
-            train_dataset=_Batches(batches),
+            train_dataset=planned,
             data_collator=self._collate,
         )
         self.remove_callback(PrinterCallback)
@@ -88,6 +89,7 @@ class DpoTrainer(Trainer):
         self._first_loss: float | None = None
         self._last_loss, self._seconds = math.nan, 0.0
         self._margins: dict[int, float] = {}
+        self._model, self._batches = model, planned
         self._shared = shares_prompts(model)
         self._groups, self._reference_margins = groups, reference_margins
         self._config, self._dtype, self._events = config, dtype, events
@@ -102,7 +104,7 @@ class DpoTrainer(Trainer):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002  # the Trainer's signature
+        return_outputs: bool = False,  # the Trainer's signature
         num_items_in_batch: Any = None,
     ) -> Any:
         """The mean of eq. 7 over one batch."""
@@ -128,8 +130,8 @@ class DpoTrainer(Trainer):
     def _check(self, loss_B: Tensor, places: Sequence[int]) -> None:
         if not torch.isfinite(loss_B).all():
             raise DataRejected(
-                f"the loss of update {self.state.global_step + 1} is not finite (pairs {places}); "
-                "lower train.learning_rate, or set train.dtype: float32"
+                f"the loss at update {self.state.global_step + 1} is not finite (pairs {places}); "
+                "lower train.learning_rate, or make train.dtype float32"
             )
         if self._first_loss is None:
             gap = (loss_B - math.log(2)).abs().max().item()
@@ -157,8 +159,8 @@ class DpoTrainer(Trainer):
         }
         if not math.isfinite(values["train/grad_norm"]):
             raise DataRejected(
-                f"the gradient of update {update} is not finite; "
-                "lower train.learning_rate, or set train.dtype: float32"
+                f"the gradient at update {update} is not finite; "
+                "lower train.learning_rate, or make train.dtype float32"
             )
         self._events.metrics(update, values, phase="training")
         self._events.progress("training", update, total, unit="updates")
@@ -173,7 +175,7 @@ class DpoTrainer(Trainer):
         return 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self._batches)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -183,7 +185,7 @@ class DpoTrainer(Trainer):
         checkpoint.save(
             self._folder,
             self.state.global_step,
-            model=self.model,
+            model=self._model,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
             trainer_state=self.state,
@@ -191,7 +193,7 @@ class DpoTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_weights(Path(resume_from_checkpoint), self.model)
+        checkpoint.load_weights(Path(resume_from_checkpoint), self._model)
         notes = Notes.model_validate(checkpoint.notes(Path(resume_from_checkpoint)))
         self._first_loss, self._last_loss = notes.first_loss, notes.last_loss
         self._seconds, self._margins = notes.seconds, dict(notes.margins)
@@ -238,5 +240,5 @@ def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         report_to=[],
         log_level="error",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel would go past our forward
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # DataParallel goes past our forward
     return arguments

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dpoflow.contracts.pairs import Source
+from dpoflow.contracts.pairs import Source, with_system
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats import registry
@@ -63,7 +63,7 @@ def _read_file(
         if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
             facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - form.reads}
         origin = Source(dataset=pinned.source, row=row_id, licence=pinned.licence)
-        _take(ledger, row, form, origin, max_chars=config.max_chars)
+        _take(ledger, row, form, origin, system=pinned.system, max_chars=config.max_chars)
     return facts
 
 
@@ -76,9 +76,11 @@ def _format_of(
     return registry.recognise([row for _, row in first], pinned.name), chain(first, rows)
 
 
-def _take(ledger: Ledger, row: Raw, form: Format, origin: Source, *, max_chars: int) -> None:
+def _take(
+    ledger: Ledger, row: Raw, form: Format, origin: Source, *, system: str | None, max_chars: int
+) -> None:
     try:
-        item = registry.convert(row, form, origin)
+        item = with_system(registry.convert(row, form, origin), system)
         check(item, max_chars=max_chars)
     except Quarantine as refusal:
         glimpse = "" if isinstance(row, Quarantine) else excerpt.of_row(row)
