@@ -140,6 +140,7 @@ def _draw_live(console: Console, follower: _Follower, ended: threading.Event) ->
 def _write_lines(console: Console, follower: _Follower, ended: threading.Event) -> None:
     """One line when a task changes state or says something, and now and then how far it is."""
     states: dict[str, str] = {}
+    told: dict[str, Event] = {}
     said = time.monotonic()
 
     def line(text: str) -> None:
@@ -160,7 +161,8 @@ def _write_lines(console: Console, follower: _Follower, ended: threading.Event) 
         if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             for name, event in follower.latest.items():
-                if states.get(name) == "RUNNING":
+                if states.get(name) == "RUNNING" and event != told.get(name):
+                    told[name] = event
                     line(f"{name}: {progress_text(event)}")
         if last:
             return

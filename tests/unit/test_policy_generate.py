@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import SamplingConfig
-from dpoflow.policy.generate import Answer, generate
+from dpoflow.policy.generate import Answer, _Draw, generate
 from dpoflow.policy.tokenise import prompt_tokens
 from dpoflow.state.events import Events, read_events
 
@@ -143,3 +143,17 @@ def test_progress_ends_at_the_number_of_prompts(tmp_path: Path) -> None:
     assert counts == sorted(counts)
     assert (events[-1].done, events[-1].total, events[-1].unit) == (7, 7, "answers")
     assert json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[1])["batch"] == 0
+
+
+def test_draws_follow_temperature_and_nucleus_as_their_paper_defines_them() -> None:
+    # Probabilities 0.5, 0.3, 0.15, 0.05: the smallest set that holds 0.8 is the first two.
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(20_000, 4)
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nucleus = _Draw(1.0, 0.8)(ids, logits).argmax(dim=1).bincount(minlength=4) / 20_000
+        cooled = _Draw(0.5, 1.0)(ids, logits).argmax(dim=1).bincount(minlength=4) / 20_000
+
+    squares = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
+    assert nucleus.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)
+    assert cooled.tolist() == pytest.approx((squares / squares.sum()).tolist(), abs=0.015)

@@ -144,9 +144,8 @@ Row = TypeVar("Row", PreferencePair, Prompt)
 AnyRow = TypeVar("AnyRow", bound=Contract)
 
 
-def with_system(row: AnyRow, system: str | None) -> AnyRow:
+def with_system(row: PreferencePair | Prompt, system: str | None) -> PreferencePair | Prompt:
     """`row` with a system message first, if it brings none of its own."""
-    assert isinstance(row, PreferencePair | Prompt)
     if system is None or row.prompt[0].role == "system":
         return row
     values: dict[str, Any] = row.model_dump(exclude={"pair_id", "prompt_id"})

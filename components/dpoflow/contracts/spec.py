@@ -77,7 +77,7 @@ class SamplingConfig(Contract):
     temperature: float = Field(0.0, ge=0, le=5)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus: the smallest set of tokens that holds this much probability."""
+    """Nucleus: the smallest set of tokens that holds this much probability, at most 256 of them."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest answer, in tokens."""
     batch_size: int = Field(32, ge=1)

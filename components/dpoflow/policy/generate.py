@@ -15,10 +15,16 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.errors import DataRejected
@@ -30,6 +36,9 @@ from dpoflow.state.events import Events
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WIDEST_NUCLEUS = 256
+"""Tokens that a draw looks at; what lies beyond them is noise."""
 
 Batch = list[int]
 """Places of prompts that are generated together."""
@@ -201,6 +210,28 @@ class _Watch(StoppingCriteria):
         return torch.zeros_like(ended)
 
 
+class _Draw(LogitsProcessor):
+    """Draws the next token of each row by temperature and nucleus (Holtzman et al. 2020).
+
+    transformers sorts the whole vocabulary for a nucleus and draws from all of it: for 64 rows of
+    49,152 tokens that took 0.36 s a step, the model itself 0.2 s. Here the nucleus lies within the
+    256 likeliest tokens, and what was drawn is all that is left for the greedy choice to find.
+    """
+
+    def __init__(self, temperature: float, top_p: float) -> None:
+        self._temperature, self._top_p = temperature, top_p
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logits = scores.float() / self._temperature
+        likeliest = logits.topk(min(WIDEST_NUCLEUS, logits.shape[1]), dim=1)
+        share = (likeliest.values - logits.logsumexp(dim=1, keepdim=True)).exp()
+        before = share.cumsum(dim=1) - share
+        drawn = torch.multinomial(share.masked_fill(before >= self._top_p, 0.0), 1)
+        left = torch.full_like(scores, -torch.inf)
+        left.scatter_(1, likeliest.indices.gather(1, drawn), 0.0)
+        return cast("torch.FloatTensor", left)
+
+
 class _Generator:
     """A model in the wanted dtype, asked for one batch at a time."""
 
@@ -227,32 +258,28 @@ class _Generator:
         ).to(self._model.device)
         start = inputs["input_ids"].shape[1]
         watch.begin(start, torch.tensor(self._ends, device=self._model.device))
-        config = self._config()
+        config, draw = self._config(), LogitsProcessorList()
+        if self._sampling.temperature > 0:
+            draw.append(_Draw(self._sampling.temperature, self._sampling.top_p))
         with _seeded(self._seed, place, self._model.device), _only(self._model, config):
             rows = self._model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
+                logits_processor=draw,
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
         return [self._answer(row) for row in rows[:, start:].tolist()]
 
     def _config(self) -> GenerationConfig:
-        """Every knob that draws, spelled out: a model's own defaults would fill the rest."""
-        draw = self._sampling.temperature > 0
-        chosen = (
-            {"temperature": self._sampling.temperature, "top_p": self._sampling.top_p, "top_k": 0}
-            if draw
-            else {}
-        )
+        """The likeliest token is taken; where one is drawn, `_Draw` leaves no other."""
         return GenerationConfig(
-            do_sample=draw,
+            do_sample=False,
             num_beams=1,
             max_new_tokens=self._sampling.max_new_tokens,
             eos_token_id=self._ends,
             pad_token_id=self._tokenizer.pad_token_id,
             use_cache=True,
-            **chosen,
         )
 
     def _answer(self, tokens: list[int]) -> Answer:
