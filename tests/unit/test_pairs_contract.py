@@ -20,6 +20,7 @@ from dpoflow.contracts.pairs import (
     Vote,
     read_jsonl,
     read_parquet,
+    with_system,
     write_jsonl,
     write_parquet,
 )
@@ -170,3 +171,16 @@ def test_a_user_cannot_be_the_one_who_answers() -> None:
 def test_a_field_nobody_knows_is_refused() -> None:
     with pytest.raises(ValidationError, match="extra"):
         PreferencePair.model_validate({**BARE.model_dump(), "chosen_score": 3})
+
+
+def test_a_system_message_is_put_only_where_there_is_none_and_makes_another_prompt() -> None:
+    source = Source(dataset="d", row="1")
+    bare = Prompt(prompt=(user("Why?"),), source=source)
+
+    told = with_system(bare, "Be brief.")
+
+    assert isinstance(told, Prompt)
+    assert [turn.role for turn in told.prompt] == ["system", "user"]
+    assert told.prompt_id != bare.prompt_id
+    assert with_system(told, "Be long.") == told
+    assert with_system(bare, None) == bare

@@ -125,3 +125,16 @@ def test_a_template_that_refuses_a_role_says_so_in_one_line() -> None:
         prompt_tokens(tokenizer, (user("the sea?"),))
 
     assert "\n" not in str(refused.value)
+
+
+def test_an_answer_that_was_cut_has_no_end_to_learn_from() -> None:
+    whole = pair_of("the sea?", "blue", "snow snow")
+    cut = whole.model_copy(update={"rejected_ended": False})
+
+    with_end = encode_pair(tiny_tokenizer(), whole, 256)
+    without = encode_pair(tiny_tokenizer(), cut, 256)
+
+    assert isinstance(with_end, EncodedPair)
+    assert isinstance(without, EncodedPair)
+    assert (*without.rejected, tiny_tokenizer().eos_token_id) == with_end.rejected
+    assert without.chosen == with_end.chosen

@@ -60,8 +60,7 @@ def test_the_order_of_candidates_does_not_decide_who_wins() -> None:
         (said("Same.", "Same."), "identical"),
         (said("Neither this.", "Nor that."), "tie"),
         (said("", "  "), "empty"),
-        (said("cut", "off", finished=False), "truncated"),
-        (said("Alone.") + said("cut off", finished=False), "identical"),
+        (said("Alone.") + said("cut off", finished=False), "tie"),
         (said("It is on its way. And", "No idea. And", finished=False), "truncated"),
     ],
 )
@@ -71,14 +70,14 @@ def test_what_the_judge_cannot_tell_apart_never_becomes_a_pair(
     assert judged(answers, likes("way")) == reason
 
 
-def test_an_answer_that_was_cut_loses_up_to_its_last_whole_sentence_and_never_wins() -> None:
-    cut = said("No idea. See 1. this list and", finished=False)
+def test_an_answer_that_was_cut_may_lose_without_an_end_and_never_wins() -> None:
+    cut = said("No idea. And", finished=False)
 
     pair = judged(said("It is on its way.") + cut, likes("way"))
     reverse = judged(said("It is on its way.") + cut, likes("idea"))
 
     assert isinstance(pair, PreferencePair)
-    assert pair.rejected.content == "No idea."
+    assert (pair.rejected.content, pair.rejected_ended) == ("No idea. And", False)
     assert reverse == "tie"
 
 

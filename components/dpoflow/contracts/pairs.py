@@ -112,6 +112,9 @@ class PreferencePair(Contract):
     prompt: tuple[Message, ...] = Field(min_length=1)
     chosen: Message
     rejected: Message
+    rejected_ended: bool = True
+    """Whether the rejected answer ended by itself. One that was cut at a token limit did not, and
+    training must not count an end that was never there."""
     label: Label = "preferred"
     margin: float | None = None
     """By how much `chosen` won, in the judge's unit; None where the source gives no number."""
@@ -191,6 +194,7 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
             ("prompt", pa.list_(message)),
             ("chosen", message),
             ("rejected", message),
+            ("rejected_ended", pa.bool_()),
             ("label", text),
             ("margin", real),
             ("votes", pa.list_(pa.struct([*vote, ("rationale", text)]))),

@@ -24,7 +24,7 @@ Dropped = Literal["too_long", "empty_chosen", "empty_rejected", "identical", "eo
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """One pair as token ids; both answers end with the end-of-turn token."""
+    """One pair as token ids; an answer that ended ends with the end-of-turn token."""
 
     pair_id: str
     prompt: tuple[int, ...]
@@ -74,6 +74,8 @@ def encode_pair(
     prompt = prompt_tokens(tokenizer, pair.prompt)
     chosen = answer_tokens(tokenizer, pair.prompt, pair.chosen.content)
     rejected = answer_tokens(tokenizer, pair.prompt, pair.rejected.content)
+    if not pair.rejected_ended:
+        rejected = rejected[:-1]
     if chosen == rejected:
         return "identical"
     if max(answer.count(tokenizer.eos_token_id) for answer in (chosen, rejected)) > 1:

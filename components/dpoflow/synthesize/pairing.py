@@ -5,8 +5,7 @@ Gives   `pair_with_reference`, `pair_by_judge`; a pair, or the reason that there
 Not     sampling (policy/generate.py), scoring (judge/)
 """
 
-import re
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from dpoflow.contracts.pairs import (
     Message,
@@ -22,36 +21,13 @@ from dpoflow.policy.generate import Answer
 NotAPair = Literal["empty", "truncated", "identical", "tie", "below_margin"]
 
 
-# The end of a sentence, and not the dot of "1." in a list.
-_SENTENCE_END = re.compile(r"(?<![\s\d])[.!?][\"')\]]?(?=\s)")
+def usable(answers: list[Answer]) -> list[Answer] | NotAPair:
+    """Candidates that say something, in their order.
 
-
-class Candidate(NamedTuple):
-    """An answer as a judge sees it."""
-
-    text: str
-    ended: bool
-    """Whether the model itself ended here. Where it was cut, what is left ends with a sentence."""
-
-
-def usable(answers: list[Answer]) -> list[Candidate] | NotAPair:
-    """Candidates worth judging, in their order.
-
-    An answer that was cut at the limit goes back to its last whole sentence: half a sentence would
-    teach where not to stop. It may lose a comparison; it may not win one, since it never ended.
+    One that was cut at the limit may lose a comparison, as the text that it is, without an end. It
+    may not win one: half an answer would teach where not to stop.
     """
-    told = [answer for answer in answers if answer.text.strip()]
-    if not told:
-        return "empty"
-    whole = (_whole(answer) for answer in told)
-    return [candidate for candidate in whole if candidate is not None] or "truncated"
-
-
-def _whole(answer: Answer) -> Candidate | None:
-    if answer.finished:
-        return Candidate(answer.text, ended=True)
-    ends = [match.end() for match in _SENTENCE_END.finditer(answer.text)]
-    return Candidate(answer.text[: ends[-1]], ended=False) if ends else None
+    return [answer for answer in answers if answer.text.strip()] or "empty"
 
 
 def pair_with_reference(
@@ -65,7 +41,7 @@ def pair_with_reference(
     if candidates[0].text.strip() == prompt.reference.strip():
         return "identical"
     vote = Vote(annotator="human", verdict="chosen", rationale="a human's answer to this prompt")
-    return _pair(prompt, prompt.reference, candidates[0].text, None, vote, provenance)
+    return _pair(prompt, prompt.reference, candidates[0], None, vote, provenance)
 
 
 def pair_by_judge(
@@ -85,7 +61,7 @@ def pair_by_judge(
     question = prompt.prompt[-1].content
     # Ties between equal scores fall to the earlier candidate, so the same texts give the same pair.
     ranked = sorted(candidates, key=lambda answer: -judge.score(question, answer.text).total)
-    best = next((candidate for candidate in ranked if candidate.ended), None)
+    best = next((candidate for candidate in ranked if candidate.finished), None)
     if best is None:
         return "truncated"
     worst = ranked[-1]
@@ -98,7 +74,7 @@ def pair_by_judge(
     vote = Vote(
         annotator=provenance.judge, verdict="chosen", score=margin, rationale=_rationale(*scores)
     )
-    return _pair(prompt, best.text, worst.text, margin, vote, provenance)
+    return _pair(prompt, best.text, worst, margin, vote, provenance)
 
 
 def _rationale(best: Score, worst: Score) -> str:
@@ -110,7 +86,7 @@ def _rationale(best: Score, worst: Score) -> str:
 def _pair(
     prompt: Prompt,
     chosen: str,
-    rejected: str,
+    rejected: Answer,
     margin: float | None,
     vote: Vote,
     provenance: Provenance,
@@ -118,13 +94,14 @@ def _pair(
     return PreferencePair(
         prompt=prompt.prompt,
         chosen=Message(role="assistant", content=chosen),
-        rejected=Message(role="assistant", content=rejected),
+        rejected=Message(role="assistant", content=rejected.text),
+        rejected_ended=rejected.finished,
         label="preferred",
         margin=margin,
         votes=(vote,),
         source=prompt.source,
         provenance=provenance,
-        quality=Quality(chosen_chars=len(chosen), rejected_chars=len(rejected)),
+        quality=Quality(chosen_chars=len(chosen), rejected_chars=len(rejected.text)),
         split=prompt.split,
         slice=prompt.slice,
     )
