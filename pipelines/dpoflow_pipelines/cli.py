@@ -6,7 +6,6 @@ Not     any work: each command calls what does it
 """
 
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -206,9 +205,8 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         _fail(f"{error.format_message()} See: dpoflow --help", ConfigError.exit_code)
-    except (KeyboardInterrupt, click.Abort) as stopped:
-        number = stopped.args[0] if stopped.args else signal.SIGINT
-        _fail("interrupted; the same command continues", 128 + int(number))
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; the same command continues", 130)
     except OSError as error:
         if debug:
             raise

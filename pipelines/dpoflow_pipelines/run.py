@@ -23,6 +23,16 @@ from dpoflow_pipelines.progress import following, task_table
 from dpoflow_pipelines.runs import Run, claim_run, summarise
 
 
+class Interrupted(DpoflowError):
+    """Somebody stopped the run; nothing is lost."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; the same command continues the run"
+        )
+        self.exit_code = 128 + number
+
+
 def compile_to(path: Path, name: str = "align") -> None:
     """Compile the DAG called `name` to `path`, atomically."""
     from kfp import compiler
@@ -44,7 +54,11 @@ def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -
     with claim_run(home, spec) as run, _stopped_by_sigterm():
         word = "continuing" if run.continued else "starting"
         console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
-        summary = _run(spec, run, console)
+        try:
+            summary = _run(spec, run, console)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            raise Interrupted(number) from None
     verdict = summary.evaluation.get("verdict")
     if require is not None and verdict != require:
         raise GateNotPassed(

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.manifest import Manifest
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import RunSummary
+from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
 from dpoflow_pipelines.progress import task_table
@@ -28,7 +28,7 @@ _EXAMPLES = 5
 def _summary(folder: Path) -> RunSummary | None:
     try:
         return RunSummary.model_validate_json((folder / "summary.json").read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -133,16 +133,16 @@ def show_trace(console: Console, home: Path, version: str, pair: str | None) -> 
             highlight=False,
         )
         if found.kind == "snapshot.data":
-            _show_sources(console, found)
+            _show_sources(console, folder)
         if pair is not None and found.kind == "merge.training":
             _show_pair(console, folder, pair)
     console.print("[green]every file hashed again and found unchanged[/]")
 
 
-def _show_sources(console: Console, found: Manifest) -> None:
-    for name, entry in found.files.items():
-        if name != "sources.json":
-            console.print(f"    {name}  sha256 {entry.sha256[:16]}", markup=False, highlight=False)
+def _show_sources(console: Console, folder: Path) -> None:
+    for pinned in read_pinned(folder):
+        what = f"{pinned.source}: {pinned.name}, {pinned.licence}, sha256 {pinned.sha256[:16]}"
+        console.print(f"    {_safe(what)}", highlight=False)
 
 
 def _show_pair(console: Console, folder: Path, wanted: str) -> None:

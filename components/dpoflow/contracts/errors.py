@@ -10,13 +10,11 @@ A message is one line: the thing, its value, and the way out. Anything else that
 bug of ours and exits 1.
 """
 
-from typing import ClassVar
-
 
 class DpoflowError(Exception):
     """Base of every error that a user is meant to read."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
