@@ -133,6 +133,7 @@ def test_work_of_a_failed_attempt_is_there_for_the_next_and_its_outputs_are_not(
 
     with pytest.raises(RuntimeError):
         execute(flaky, tmp_path / "root", source)  # type: ignore[arg-type]
+    assert not list((tmp_path / "root").rglob("half-written"))
     execute(flaky, tmp_path / "root", source)  # type: ignore[arg-type]
 
     assert attempts == [([], False), ([], True)]

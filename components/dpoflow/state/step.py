@@ -111,10 +111,14 @@ class StepState:
     def start_afresh(self, outputs: list[str]) -> None:
         """Empty output folders, and a work folder that keeps what it has."""
         (self.folder / "done.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "outputs", ignore_errors=True)
+        self.drop_outputs()
         for name in outputs:
             self.output(name).mkdir(parents=True)
         self.work.mkdir(exist_ok=True)
+
+    def drop_outputs(self) -> None:
+        """Leave nothing half-written; what is in the work folder stays."""
+        shutil.rmtree(self.folder / "outputs", ignore_errors=True)
 
     def seal(
         self,
@@ -260,7 +264,11 @@ class Task:
                 state.start_afresh(list(outputs))
                 paths = {name: Path(path) for name, path in inputs.items()}
                 targets = {name: state.output(name) for name in outputs}
-                result = run(config, **paths, **targets, state=state)
+                try:
+                    result = run(config, **paths, **targets, state=state)
+                except BaseException:
+                    state.drop_outputs()
+                    raise
                 done = state.seal(self.name, result, parents, settings, list(outputs))
                 reused = False
             else:
