@@ -11,10 +11,10 @@ import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError
 from dpoflow_pipelines.run import default_home
@@ -203,9 +203,10 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        _fail(f"{error.format_message()} See: dpoflow --help", ConfigError.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        _fail(f"{message} See: dpoflow --help", ConfigError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command continues", 130)
     except OSError as error:
         if debug:

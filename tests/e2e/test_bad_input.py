@@ -142,6 +142,17 @@ def test_a_model_without_a_tokenizer(job: SmallJob, home: Path) -> None:
     refused(job, home, DATA, "model", "tokenizer")
 
 
+@pytest.mark.parametrize("words", [("run",), ("run", "align.yaml", "--sets", "x=1"), ("rum",)])
+def test_a_slip_on_the_command_line_is_the_users_and_not_a_bug_of_ours(
+    job: SmallJob, words: tuple[str, ...]
+) -> None:
+    ended = job.call(*words)
+
+    assert ended.code == CONFIG
+    assert "dpoflow --help" in ended.err
+    assert "bug" not in ended.err
+
+
 def test_debug_shows_where(job: SmallJob, home: Path) -> None:
     ended = job.call("run", job.spec, "--set", "train.beta=0", "--debug")
 
