@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import WORDS, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, WORDS, Family, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig, PreTrainedModel
 
 from dpoflow.contracts.errors import DataRejected
@@ -42,20 +42,30 @@ def ask(
     )
 
 
-def test_greedy_answers_are_the_likeliest_token_each_time(tmp_path: Path) -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    expected = []
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stretch", [1, 5, 12])
+def test_greedy_answers_are_the_likeliest_token_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family, stretch: int
+) -> None:
+    monkeypatch.setattr("dpoflow.policy.generate.STRETCH", stretch)
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    said = []
     for prompt in PROMPTS:  # by hand, one prompt and one token at a time, without cache or padding
         tokens = list(prompt_tokens(tokenizer, prompt))
         start = len(tokens)
-        while len(tokens) - start < 12 and tokenizer.eos_token_id not in tokens[start:]:
+        for _ in range(12):
             tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
-        said = tokens[start:]
-        finished = said[-1] == tokenizer.eos_token_id
-        text = tokenizer.decode(said, skip_special_tokens=True)
-        expected.append(Answer(text=text, num_tokens=len(said) - finished, finished=finished))
+        said.append(tokens[start:])
+    end = said[0][6]  # a random model never ends its turn: let it mean something by this token
+    model.generation_config.eos_token_id = [2, end]
+    expected = []
+    for tokens in said:
+        cut = tokens[: tokens.index(end)] if end in tokens else tokens
+        text = tokenizer.decode(cut, skip_special_tokens=True)
+        expected.append(Answer(text=text, num_tokens=len(cut), finished=end in tokens))
 
-    assert ask(tmp_path, GREEDY) == expected
+    assert {answer.finished for answer in expected} == {True, False}  # some leave, some stay
+    assert ask(tmp_path, GREEDY, model=model) == expected
 
 
 def test_the_seed_sets_the_answers_and_nothing_else_does(tmp_path: Path) -> None:

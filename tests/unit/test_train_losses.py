@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpoflow.train.losses import dpo_loss, reward_margin
+from dpoflow.train.losses import dpo_loss, reward_margin, sft_loss
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
@@ -38,3 +38,12 @@ def test_a_policy_that_is_its_reference_has_no_reward_margin() -> None:
     margin = torch.tensor([-7.0, 3.0])
 
     assert reward_margin(margin, margin, beta=0.1).tolist() == [0.0, 0.0]
+
+
+def test_the_supervised_term_is_nats_a_token_of_each_chosen_answer() -> None:
+    chosen = [[0.5, 0.25], [0.125, 0.5, 0.5, 0.5]]  # probabilities of each token
+    logps = torch.tensor([sum(map(math.log, tokens)) for tokens in chosen]).double()
+
+    found = sft_loss(logps, torch.tensor([len(tokens) for tokens in chosen]))
+
+    assert found.tolist() == pytest.approx([1.5 * math.log(2), 1.5 * math.log(2)], rel=1e-12)

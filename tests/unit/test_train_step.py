@@ -74,6 +74,17 @@ def test_the_first_loss_is_ln_2_and_pairs_that_differ_are_learnt(job: Job) -> No
     assert (result.num_pairs, result.num_dropped, result.num_steps) == (24, 0, 12)
 
 
+def test_a_supervised_term_holds_the_chosen_answers_up(job: Job) -> None:
+    job.run(FAST, "without")
+    result = job.run(FAST.model_copy(update={"sft_weight": 1.0}), "with")
+
+    def last_chosen(name: str) -> float:
+        return [e.metrics["train/chosen_logps"] for e in job.events(name) if e.metrics][-1]
+
+    assert result.first_loss == pytest.approx(math.log(2), abs=1e-3)  # of DPO alone
+    assert last_chosen("with") > last_chosen("without") + 1
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_lora_leaves_a_folder_that_loads_without_peft(tmp_path: Path, family: Family) -> None:
     job = Job(tmp_path, tiny_pairs(16), family=family)
@@ -134,7 +145,7 @@ def test_every_update_reports_its_figures(job: Job) -> None:
     figures = [event for event in job.events() if event.metrics]
     assert [event.at for event in figures] == [1, 2, 3, 4, 5, 6]
     assert set(figures[0].metrics) == {
-        *("train/loss", "train/reward_margin", "train/reward_accuracy"),
+        *("train/loss", "train/sft_loss", "train/reward_margin", "train/reward_accuracy"),
         *("train/chosen_logps", "train/rejected_logps"),
         *("train/grad_norm", "train/learning_rate", "train/tokens_per_s"),
     }

@@ -125,6 +125,8 @@ class TrainConfig(Contract):
     """Objective; `sigmoid` is the paper's eq. 7."""
     beta: float = Field(0.1, gt=0)
     """How tightly the policy is held to the reference; larger is tighter."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Of a supervised term on the chosen answers, in nats a token; 0 leaves it out."""
     method: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
     """Used when method is lora."""

@@ -40,7 +40,7 @@ from dpoflow.train.trainer import DpoTrainer
 
 
 def run(
-    config: TrainConfig, *, pairs: Path, model: Path, policy: Path, state: StepState, **facts: str
+    config: TrainConfig, *, pairs: Path, model: Path, policy: Path, state: StepState
 ) -> TrainResult:
     """Train on `pairs` from `model`, fill the folder `policy`, and say how it went."""
     _check_alone()

@@ -24,7 +24,7 @@ from dpoflow.policy.layout import Group, lay_out
 from dpoflow.policy.logprobs import autocast, response_logps, shares_prompts
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint
-from dpoflow.train.losses import dpo_loss, reward_margin
+from dpoflow.train.losses import dpo_loss, reward_margin, sft_loss
 
 
 class Notes(Contract):
@@ -107,7 +107,7 @@ class DpoTrainer(Trainer):
         return_outputs: bool = False,  # the Trainer's signature
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean of eq. 7 over one batch."""
+        """The mean over one batch of eq. 7, and of the supervised term where it has a weight."""
         places, device = list(inputs["places"]), self.args.device
         batch = inputs["batch"].to(device)
         with autocast(device, self._dtype):
@@ -115,16 +115,20 @@ class DpoTrainer(Trainer):
         policy_B, reference_B = chosen_B - rejected_B, self._reference_margins[places].to(device)
         loss_B = dpo_loss(policy_B, reference_B, beta=self._config.beta)
         reward_B = reward_margin(policy_B, reference_B, beta=self._config.beta).detach()
+        sft_B = sft_loss(chosen_B, torch.tensor(batch.lengths[::2], device=device))
         self._check(loss_B.detach(), places)
         self._update.add(
             batch.num_tokens,
             reward_B,
             loss=loss_B.detach(),
+            sft_loss=sft_B.detach(),
             chosen_logps=chosen_B.detach(),
             rejected_logps=rejected_B.detach(),
         )
         self._margins.update(zip(places, reward_B.tolist(), strict=True))
         loss = loss_B.mean()
+        if self._config.sft_weight:
+            loss = loss + self._config.sft_weight * sft_B.mean()
         return (loss, {}) if return_outputs else loss
 
     def _check(self, loss_B: Tensor, places: Sequence[int]) -> None:
