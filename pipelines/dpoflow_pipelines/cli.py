@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from dpoflow.contracts.errors import ConfigError, DpoflowError
+from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
 from dpoflow_pipelines.run import default_home
 
 app = typer.Typer(
@@ -84,7 +84,7 @@ def run(
     home = home.resolve()
     try:
         summary = run_spec(loaded, home, console, require=require)
-    except DpoflowError:
+    except GateNotPassed:
         from dpoflow_pipelines.show import show_verdict
 
         show_verdict(console, home)

@@ -69,6 +69,7 @@ def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -
 
 def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
     from dpoflow.tracking.pipeline_run import close_run, open_run
+    from dpoflow.tracking.settings import public
 
     with console.status("opening MLflow") if console.is_terminal else contextlib.nullcontext():
         tracked = open_run(
@@ -84,7 +85,7 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
     ir = run.folder / "align.yaml"
     compile_to(ir)
     names = task_names(ir)
-    mlflow = MlflowSummary(tracking_uri=tracked.tracking_uri, run_id=tracked.run_id)
+    mlflow = MlflowSummary(tracking_uri=public(tracked.tracking_uri), run_id=tracked.run_id)
 
     def conclude(state: RunState, error: str | None) -> RunSummary:
         summary = summarise(

@@ -63,11 +63,16 @@ def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
     """The unfinished run of this spec if there is one, else a new one; nobody else may hold it."""
     runs = files.writable_folder(home / "runs", "the home")
     prefix = f"{spec.name}-{sha256_json(spec)[:8]}-"
-    earlier = sorted(runs.glob(f"{prefix}[0-9][0-9][0-9]"))
-    last = earlier[-1] if earlier else None
+    earlier = {
+        int(number): path
+        for path in runs.glob(f"{prefix}*")
+        if (number := path.name.removeprefix(prefix)).isdecimal()
+    }
+    highest = max(earlier, default=0)
+    last = earlier.get(highest)
     unfinished = last is not None and _memory(last).get("state") != "SUCCEEDED"
     if last is None or not unfinished:
-        last = runs / f"{prefix}{len(earlier) + 1:03d}"
+        last = runs / f"{prefix}{highest + 1:03d}"
     last.mkdir(exist_ok=True)
     with (last / "lock").open("a") as lock:
         try:

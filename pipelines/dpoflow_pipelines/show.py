@@ -129,7 +129,8 @@ def show_trace(console: Console, home: Path, version: str, pair: str | None) -> 
     console.print(f"[bold]{name}/{number}[/] {', '.join(recorded.aliases) or 'no alias'}")
     for step, found, folder in walk(home, recorded.evidence):
         console.print(
-            f"  {found.kind:22} {found.digest[:16]}  files match: {len(found.files)} [dim]{step}[/]",
+            f"  {found.kind:22} {found.digest[:16]}"
+            f"  files match: {len(found.files)} [dim]{step}[/]",
             highlight=False,
         )
         if found.kind == "snapshot.data":

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from dpoflow.contracts import results, spec
+from dpoflow.contracts import manifest, results, spec
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.state.step import Task
@@ -93,6 +93,8 @@ def run_step(
         if not Path(path).is_dir():
             raise ConfigError(f"--in {key}={path}: no such folder; name an artifact of a step")
     targets = _named(outputs, step.outputs, "--out", name)
+    for key, path in targets.items():
+        _check_target(key, Path(path))
     knobs = _read_config(config, step.config)
     module, _, attribute = step.function.partition(":")
     task = Task(name)
@@ -105,7 +107,7 @@ def run_step(
         inputs=given,
         outputs=targets,
         kind=step.result,
-        reuse=name != "snapshot",
+        reuse=name not in ("snapshot", "register"),
     )
     return result.model_dump_json(indent=2)
 
@@ -122,6 +124,17 @@ def _named(given: Sequence[str], wanted: tuple[str, ...], option: str, step: str
     if missing:
         raise ConfigError(f"{step} also needs {option} {missing[0]}=PATH")
     return found
+
+
+def _check_target(key: str, path: Path) -> None:
+    """An output takes the place of what lies there, so that may only be an output itself."""
+    if path.is_dir() and any(path.iterdir()) and not (path / manifest.FILE_NAME).is_file():
+        raise ConfigError(
+            f"--out {key}={path}: the folder holds other things, which would be deleted; "
+            "name a new folder"
+        )
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out {key}={path}: this is a file; name a new folder")
 
 
 def _read_config(path: Path, kind: type[Contract]) -> Contract:

@@ -23,15 +23,27 @@ def test_a_type_that_is_named_is_taken(named: dtype.DtypeName, tmp_path: Path) -
     assert not (tmp_path / "dtype.json").exists()
 
 
-def test_a_probe_is_written_down_and_believed_ever_after(tmp_path: Path) -> None:
+def test_a_probe_is_written_down_and_believed_ever_after_for_its_shapes(tmp_path: Path) -> None:
     path = tmp_path / "dtype.json"
 
     first = choose("auto", tiny_model(), remember=path)
 
-    assert json.loads(path.read_text()) == {"dtype": name_of(first)}
+    (name,) = json.loads(path.read_text())
+    assert json.loads(path.read_text()) == {name: name_of(first)}
     other = "bfloat16" if first == torch.float32 else "float32"
-    path.write_text(json.dumps({"dtype": other}))
+    path.write_text(json.dumps({name: other}))
     assert name_of(choose("auto", tiny_model(), remember=path)) == other
+    choose("auto", tiny_model("gpt2"), remember=path)
+    assert len(json.loads(path.read_text())) == 2
+
+
+def test_a_narrow_model_is_not_probed_and_settles_nothing_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtype, "NARROWEST", 256)
+
+    assert choose("auto", tiny_model(), remember=tmp_path / "dtype.json") == torch.float32
+    assert not (tmp_path / "dtype.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def _ask_both(
     state: StepState,
 ) -> _Answers:
     """Everything that needs a model in memory, one model at a time."""
-    base, tokenizer = load(model)
-    dtype = choose("auto", base, remember=state.root / "dtype.json")
+    candidate, words = load(policy)
+    dtype = choose("auto", candidate, remember=state.root / "dtype.json")
     turns = [prompt.prompt for prompt in prompts]
 
     def answers(of: PreTrainedModel, words: PreTrainedTokenizerBase, name: str) -> list[Answer]:
@@ -117,11 +117,11 @@ def _ask_both(
         )
         return [c - r for c, r in zip(chosen, rejected, strict=True)]
 
-    candidate, words = load(policy)
     encoded = _encoded(words, pairs, candidate)
     told = answers(candidate, words, "candidate")
     candidate_margins = margins(candidate, "candidate")
     del candidate
+    base, tokenizer = load(model)
     own = answers(base, tokenizer, "base")
     base_margins = margins(base, "base")
 

@@ -38,18 +38,29 @@ def choose(
     """The type that `dtype` names; for `auto`, the faster one here.
 
     A probe may come out differently when it is run again, and a resumed step must not change its
-    arithmetic: with `remember` the first answer is kept in that file and given for good.
+    arithmetic: with `remember` the first answer for these shapes is kept there and given for good.
     """
     if dtype != "auto":
         return NAMED[dtype]
-    if remember is not None and remember.is_file():
-        return NAMED[json.loads(remember.read_text("utf-8"))["dtype"]]
     shapes = _shapes(model)
-    if shapes not in _probed:
-        _probed[shapes] = _probe(*shapes) if shapes[1] >= NARROWEST else "float32"
-    if remember is not None:
-        write_text(remember, json.dumps({"dtype": _probed[shapes]}))
-    return NAMED[_probed[shapes]]
+    if shapes[1] < NARROWEST:
+        return torch.float32
+    known, name = _remembered(remember), ":".join(map(str, shapes))
+    if name not in known:
+        if shapes not in _probed:
+            _probed[shapes] = _probe(*shapes)
+        known[name] = _probed[shapes]
+        if remember is not None:
+            write_text(remember, json.dumps(known))
+    return NAMED[known[name]]
+
+
+def _remembered(path: Path | None) -> dict[str, str]:
+    """Device and shapes to the type that was chosen for them."""
+    if path is None or not path.is_file():
+        return {}
+    known: dict[str, str] = json.loads(path.read_text("utf-8"))
+    return known
 
 
 def name_of(dtype: torch.dtype) -> str:

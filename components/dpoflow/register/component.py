@@ -29,5 +29,6 @@ def register(
         inputs={"policy": policy.path, "decision": decision.path},
         outputs={"evidence": evidence.path},
         kind=RegisterResult,
+        reuse=False,  # only the registry knows whether the version is still there
     )
     return f"{done.model}/{done.version}"

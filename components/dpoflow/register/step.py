@@ -8,11 +8,10 @@ Not     approving or promoting: that is the reviewer's
 from pathlib import Path
 
 from dpoflow.contracts import manifest
-from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.results import Decision, RegisterResult
 from dpoflow.contracts.spec import RegistryConfig
 from dpoflow.registry.lineage import ancestry
-from dpoflow.registry.versions import CHALLENGER, record_version
+from dpoflow.registry.versions import CHALLENGER, evidence_tag, record_version
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
 
@@ -36,7 +35,7 @@ def run(
         alias=CHALLENGER if document.verdict == "promote" else None,
         description=_description(document),
         tags={
-            "dpoflow.evidence": sha256_json([policy_digest, decision_digest]),
+            "dpoflow.evidence": evidence_tag(policy_digest, decision_digest),
             "dpoflow.policy_digest": policy_digest,
             "dpoflow.decision_digest": decision_digest,
             "dpoflow.verdict": document.verdict,

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dpoflow.contracts import manifest
+from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.results import RegisterResult
 from dpoflow.registry.lineage import Evidence
 from dpoflow.state.files import publish, write_text
-from dpoflow.tracking.settings import quiet_mlflow
+from dpoflow.tracking.settings import quiet_mlflow, quoted
 from dpoflow.tracking.step_run import STEP_RUN
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def record_version(
             client.set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
         raise ServiceUnavailable(
-            f"MLflow did not take the version of {name} ({error.message[:200]}); try again"
+            f"MLflow did not take the version of {name} ({quoted(error.message)}); try again"
         ) from error
     return RegisterResult(
         model=name,
@@ -157,12 +158,11 @@ class RecordedVersion:
     name: str
     version: int
     aliases: tuple[str, ...]
-    tags: dict[str, str]
     evidence: Evidence
 
 
 def read_version(name: str, version: int) -> RecordedVersion:
-    """A version's tags and evidence; its model files in MLflow are hashed against the evidence."""
+    """A version's evidence, held against its tag, and its model files against the evidence."""
     import mlflow
     from mlflow.artifacts import download_artifacts
 
@@ -176,12 +176,12 @@ def read_version(name: str, version: int) -> RecordedVersion:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(download_artifacts(f"models:/{name}/{version}", dst_path=folder))
         evidence = Evidence.model_validate_json((local / "evidence.json").read_text("utf-8"))
+        _check_evidence(evidence, found.tags, f"{name}/{version}")
         _check_model(local / "model", evidence, f"{name}/{version}")
     return RecordedVersion(
         name=name,
         version=version,
         aliases=_aliases(client, name, version),
-        tags=dict(found.tags),
         evidence=evidence,
     )
 
@@ -189,6 +189,20 @@ def read_version(name: str, version: int) -> RecordedVersion:
 def _aliases(client: "MlflowClient", name: str, version: int) -> tuple[str, ...]:
     aliases = client.get_registered_model(name).aliases
     return tuple(sorted(alias for alias, of in aliases.items() if int(of) == version))
+
+
+def evidence_tag(policy_digest: str, decision_digest: str) -> str:
+    """The tag that names what a version rests on."""
+    return sha256_json([policy_digest, decision_digest])
+
+
+def _check_evidence(evidence: Evidence, tags: Mapping[str, str], what: str) -> None:
+    stated = evidence_tag(evidence.roots["policy"], evidence.roots["decision"])
+    if tags.get("dpoflow.evidence") != stated:
+        raise DataRejected(
+            f"the evidence of {what} is not that of its tag dpoflow.evidence: "
+            "it belongs to another version"
+        )
 
 
 def _check_model(folder: Path, evidence: Evidence, what: str) -> None:

@@ -5,7 +5,8 @@ Gives   `Events` to write with, `read_events` to follow with
 Not     drawing (pipelines/dpoflow_pipelines/progress.py), MLflow (tracking/)
 """
 
-import json
+import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,8 +45,13 @@ class Events:
         self._phase, self._began, self._said, self._first = "", 0.0, 0.0, 0
 
     def _append(self, event: Event) -> None:
-        with self._path.open("a", encoding="utf-8") as out:
-            out.write(event.model_dump_json(exclude_defaults=True) + "\n")
+        line = event.model_dump_json(exclude_defaults=True) + "\n"
+        with self._path.open("ab+") as out:
+            torn = out.seek(0, os.SEEK_END) > 0
+            if torn:
+                out.seek(-1, os.SEEK_END)
+                torn = out.read(1) != b"\n"
+            out.write((b"\n" if torn else b"") + line.encode())
 
     def say(self, message: str, *, phase: str = "") -> None:
         """One sentence for a person."""
@@ -86,7 +92,10 @@ class Events:
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Whole lines after byte `offset`, and where to go on. A missing file has no events."""
+    """Whole lines after byte `offset`, and where to go on. A missing file has no events.
+
+    A line that a full disk or a lost power supply tore is passed over: progress is not evidence.
+    """
     try:
         with path.open("rb") as stream:
             stream.seek(offset)
@@ -94,5 +103,8 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     except FileNotFoundError:
         return [], offset
     end = chunk.rfind(b"\n") + 1
-    lines = chunk[:end].splitlines()
-    return [Event.model_validate(json.loads(line)) for line in lines], offset + end
+    events = []
+    for line in chunk[:end].split(b"\n"):
+        with contextlib.suppress(ValueError):
+            events.append(Event.model_validate_json(line))
+    return events, offset + end

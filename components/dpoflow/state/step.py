@@ -273,6 +273,8 @@ class Task:
                 reused = False
             else:
                 result, reused = kind.model_validate(done["result"]), True
+                for name, digest in done["outputs"].items():
+                    index(state.root, digest, state.output(name))  # its parents are this run's
             for name, target in outputs.items():
                 files.publish(state.output(name), Path(target))
             digests: dict[str, str] = done["outputs"]

@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpoflow.contracts.errors import ServiceUnavailable
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import RunState
-from dpoflow.tracking.settings import artifact_location, local_uri, quiet_mlflow
+from dpoflow.tracking.settings import artifact_location, local_uri, public, quiet_mlflow, quoted
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ def open_run(
             experiment_id = client.create_experiment(experiment, artifact_location=place)
         else:
             experiment_id = found.experiment_id
+            if found.lifecycle_stage != "active":
+                raise ConfigError(
+                    f"the MLflow experiment {experiment} was deleted; give the spec another name, "
+                    f"or restore it: mlflow experiments restore -x {experiment_id}"
+                )
         if known is not None and _exists(client, known):
             client.update_run(known, status="RUNNING")
             return PipelineRun(uri, experiment_id, known, ours=True)
@@ -54,7 +59,7 @@ def open_run(
         client.log_text(run_id, spec_json, "spec.json")
     except MlflowException as error:
         raise ServiceUnavailable(
-            f"MLflow at {_public(uri)} did not accept the run ({error.message[:200]}); "
+            f"MLflow at {public(uri)} did not accept the run ({quoted(error.message, uri)}); "
             "check MLFLOW_TRACKING_URI and try again"
         ) from error
     return PipelineRun(uri, experiment_id, run_id, ours=True)
@@ -66,16 +71,9 @@ def _exists(client: object, run_id: str) -> bool:
 
     assert isinstance(client, MlflowClient)
     try:
-        client.get_run(run_id)
+        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException:
         return False
-    return True
-
-
-def _public(uri: str) -> str:
-    """A URI without user and password."""
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else uri
 
 
 def close_run(run: PipelineRun, state: RunState, summary_json: str) -> None:

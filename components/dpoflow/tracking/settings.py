@@ -1,10 +1,11 @@
 """How MLflow is used everywhere here: silent, no telemetry, one place for local stores.
 
-Gives   `quiet_mlflow`, `local_uri`, `artifact_location`
+Gives   `quiet_mlflow`, `local_uri`, `artifact_location`, `public`, `quoted`
 """
 
 import logging
 import os
+import re
 from pathlib import Path
 
 
@@ -27,3 +28,14 @@ def local_uri(home: Path) -> str:
 def artifact_location(home: Path) -> str:
     """Where a laptop's experiments put artifacts: a folder under the home."""
     return (home.resolve() / "mlartifacts").as_uri()
+
+
+def public(uri: str) -> str:
+    """A URI without user and password, for files and eyes."""
+    return re.sub(r"^([\w.+-]+://)[^/]*@", r"\1", uri)
+
+
+def quoted(message: str, uri: str | None = None) -> str:
+    """The beginning of what MLflow says, which may hold the whole tracking URI."""
+    secret = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return (message.replace(secret, public(secret)) if secret else message)[:200]

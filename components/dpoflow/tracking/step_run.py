@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dpoflow.contracts.base import Contract
+from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.state.events import read_events
 from dpoflow.state.files import write_text
 from dpoflow.tracking.settings import quiet_mlflow
@@ -72,8 +72,9 @@ def step_run(
             yield _Run(client, run_id, state)
     except BaseException as error:
         if not attached:
-            client.set_tag(run_id, "dpoflow.error", f"{type(error).__name__}: {error}"[:4000])
-            client.set_terminated(run_id, "FAILED")
+            with _unless_away():
+                client.set_tag(run_id, "dpoflow.error", f"{type(error).__name__}: {error}"[:4000])
+                client.set_terminated(run_id, "FAILED")
         raise
     if not attached:
         client.set_terminated(run_id, "FINISHED")
@@ -83,10 +84,11 @@ def _own_run(client: "MlflowClient", step: str, folder: Path) -> str:
     """This task's child run; the one of a killed attempt is continued, so a step has one run."""
     parent, experiment = os.environ.get(PARENT, ""), os.environ.get(EXPERIMENT, "0")
     memory = folder / "mlflow.json"
-    identity = {"uri": os.environ["MLFLOW_TRACKING_URI"], "parent": parent}
+    identity = {"uri_sha256": sha256_json(os.environ["MLFLOW_TRACKING_URI"]), "parent": parent}
     with contextlib.suppress(FileNotFoundError, ValueError):
         known = json.loads(memory.read_text("utf-8"))
-        if {key: known[key] for key in identity} == identity:
+        same = {key: known.get(key) for key in identity} == identity
+        if same and client.get_run(known["run_id"]).info.lifecycle_stage == "active":
             client.update_run(known["run_id"], status="RUNNING")
             return str(known["run_id"])
     tags = {"mlflow.runName": step, "dpoflow.step": step}
@@ -136,16 +138,30 @@ def _metrics_follow(client: "MlflowClient", run_id: str, folder: Path) -> Iterat
 
     def follow() -> None:
         while not ended.wait(2.0):
-            sender.send()
+            with _unless_away():
+                sender.send()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
+    except BaseException:
+        with _unless_away():  # the step's own error is the one to tell
+            sender.send()
+        raise
     finally:
         ended.set()
         thread.join()
-        sender.send()
+    sender.send()
+
+
+@contextlib.contextmanager
+def _unless_away() -> Iterator[None]:
+    """For what may be told later, or must not hide a worse error."""
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):
+        yield
 
 
 class _MetricSender:
@@ -158,16 +174,18 @@ class _MetricSender:
     def send(self) -> None:
         from mlflow.entities import Metric
 
-        events, self._offset = read_events(self._path, self._offset)
-        fresh = []
+        events, offset = read_events(self._path, self._offset)
+        fresh: dict[tuple[str, int], Metric] = {}
         for event in events:
             for name, value in event.metrics.items():
                 point = (name, event.at or 0)
-                if point not in self._sent:
-                    self._sent.add(point)
-                    fresh.append(Metric(name, value, int(event.time * 1000), event.at or 0))
-        for start in range(0, len(fresh), 1000):
-            self._client.log_batch(self._run_id, metrics=fresh[start : start + 1000])
+                if point not in self._sent and point not in fresh:
+                    fresh[point] = Metric(name, value, int(event.time * 1000), event.at or 0)
+        metrics = list(fresh.values())
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+        self._offset = offset  # what the server did not take is sent again
+        self._sent |= fresh.keys()
 
 
 def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
