@@ -137,7 +137,10 @@ def test_a_models_own_generation_defaults_do_not_reach_the_answers(tmp_path: Pat
 def test_a_prompt_that_leaves_no_room_is_refused_by_its_place(tmp_path: Path) -> None:
     prompts = [*PROMPTS, (Message(role="user", content="snow " * 300),)]
 
-    with pytest.raises(DataRejected, match=r"prompt 7 has \d+ tokens, and the model's 256"):
+    with pytest.raises(
+        DataRejected,
+        match=r"prompt 7 has \d+ tokens, and the model's context less max_new_tokens 12 leaves 244",
+    ):
         ask(tmp_path, prompts=prompts)
 
 

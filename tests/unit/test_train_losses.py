@@ -42,7 +42,7 @@ def test_a_policy_that_is_its_reference_has_no_reward_margin() -> None:
 
 def test_the_supervised_term_is_nats_a_token_of_each_chosen_answer() -> None:
     chosen = [[0.5, 0.25], [0.125, 0.5, 0.5, 0.5]]  # probabilities of each token
-    logps = torch.tensor([sum(map(math.log, tokens)) for tokens in chosen]).double()
+    logps = torch.tensor([sum(map(math.log, tokens)) for tokens in chosen], dtype=torch.float64)
 
     found = sft_loss(logps, torch.tensor([len(tokens) for tokens in chosen]))
 

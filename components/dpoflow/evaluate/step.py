@@ -30,7 +30,7 @@ from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.policy.dtype import choose
-from dpoflow.policy.generate import Answer, generate
+from dpoflow.policy.generate import Answer, generate, has_room
 from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
@@ -41,6 +41,8 @@ _BATCH = 8
 
 
 class _Answers(NamedTuple):
+    prompts: list[Prompt]
+    """Those that leave room for an answer."""
     base: list[Answer]
     candidate: list[Answer]
     base_nll: list[tuple[float, int]]
@@ -49,6 +51,8 @@ class _Answers(NamedTuple):
     """Of the candidate's answers, under the base."""
     pair_margins: list[float]
     """Implicit reward margin of each held-out pair, in nats (before beta)."""
+    left_out: dict[str, float]
+    """How many held-out prompts and pairs the model's context has no room for."""
 
 
 def run(
@@ -64,7 +68,7 @@ def run(
     prompts = _prompts(heldout, config.max_prompts)
     pairs = list(read_parquet(heldout / "pairs.parquet", PreferencePair))
     seen = _ask_both(config, model, policy, prompts, pairs, state)
-    compared = _compare(config, prompts, seen)
+    compared = _compare(config, seen)
     document = _decide(config, compared, seen, manifests=(model, policy, heldout))
     write_jsonl(compared, decision / "answers.jsonl")
     write_text(decision / "answers.html", answers_page(document, compared))
@@ -96,7 +100,8 @@ def _ask_both(
     """Everything that needs a model in memory, one model at a time."""
     candidate, words = load(policy)
     dtype = choose("auto", candidate, remember=state.root / "dtype.json")
-    turns = [prompt.prompt for prompt in prompts]
+    kept = [p for p in prompts if has_room(candidate, words, p.prompt, config.sampling)]
+    turns = [prompt.prompt for prompt in kept]
 
     def answers(of: PreTrainedModel, words: PreTrainedTokenizerBase, name: str) -> list[Answer]:
         return generate(
@@ -118,6 +123,15 @@ def _ask_both(
         return [c - r for c, r in zip(chosen, rejected, strict=True)]
 
     encoded = _encoded(words, pairs, candidate)
+    left_out = {
+        "prompts_left_out": float(len(prompts) - len(kept)),
+        "pairs_left_out": float(len(pairs) - len(encoded)),
+    }
+    if any(left_out.values()):
+        state.events.say(
+            f"no room in the model's context for {len(prompts) - len(kept)} of {len(prompts)} "
+            f"held-out prompts and {len(pairs) - len(encoded)} of {len(pairs)} pairs: left out"
+        )
     told = answers(candidate, words, "candidate")
     candidate_margins = margins(candidate, "candidate")
     del candidate
@@ -138,11 +152,13 @@ def _ask_both(
         )
 
     return _Answers(
+        prompts=kept,
         base=own,
         candidate=told,
         base_nll=surprise(own, "base"),
         candidate_nll=surprise(told, "candidate"),
         pair_margins=[c - b for c, b in zip(candidate_margins, base_margins, strict=True)],
+        left_out=left_out,
     )
 
 
@@ -154,13 +170,13 @@ def _encoded(
     return [pair for pair in encoded if isinstance(pair, EncodedPair)]
 
 
-def _compare(config: EvaluateConfig, prompts: list[Prompt], seen: _Answers) -> list[Comparison]:
+def _compare(config: EvaluateConfig, seen: _Answers) -> list[Comparison]:
     rubric = config.judge.rubric if config.judge else None
     judge = RubricJudge(rubric, half="all") if rubric else None
     has_heldout = rubric is not None and any(check.half == "heldout" for check in rubric.checks)
     unseen = RubricJudge(rubric, half="heldout") if rubric and has_heldout else None
     compared = []
-    for prompt, base, candidate in zip(prompts, seen.base, seen.candidate, strict=True):
+    for prompt, base, candidate in zip(seen.prompts, seen.base, seen.candidate, strict=True):
         question = prompt.prompt[-1].content
         compared.append(
             Comparison(
@@ -194,7 +210,7 @@ def _decide(
             told, confidence=config.confidence, resamples=config.resamples, seed=config.seed
         )
 
-    measures = _measures(seen) if compared else {}
+    measures = _measures(seen) if compared else seen.left_out
     win_rate = interval([comparison.outcome for comparison in compared])
     verdict, sentence, gates = decide(
         config.gates,
@@ -232,6 +248,7 @@ def _measures(seen: _Answers) -> dict[str, float]:
         "base_finished": finished_share(seen.base),
         "repeating": sum(repeats(answer.text) for answer in seen.candidate) / len(seen.candidate),
         "length_ratio": length_ratio(seen.candidate, seen.base),
+        **seen.left_out,
     }
     # A contract takes no NaN; what is missing here is a gate that was not measured.
     return {name: value for name, value in measures.items() if isfinite(value)}

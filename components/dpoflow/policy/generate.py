@@ -1,7 +1,7 @@
 """Answers from a model, the same ones however often the work is killed and continued.
 
 Reads   a model, prompts, how to sample
-Gives   `Answer`, `generate`; finished batches lie in a store that survives a kill
+Gives   `Answer`, `has_room`, `generate`; finished batches lie in a store that survives a kill
 Not     judging answers (judge/), loading models (load.py)
 
 Each batch is seeded by (seed, its place), so batches can be made apart. Prompts are batched by
@@ -77,7 +77,14 @@ def generate(
     thrown away, and its caller keys it by the model.
     """
     tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
-    _check_lengths(tokens, model, sampling)
+    room = _room(model, sampling)
+    for place, prompt in enumerate(tokens):
+        if len(prompt) > room:
+            raise DataRejected(
+                f"prompt {place} has {len(prompt)} tokens, and the model's context less "
+                f"max_new_tokens {sampling.max_new_tokens} leaves {max(room, 0)}; "
+                "drop it (data.max_chars), or lower max_new_tokens"
+            )
     batches = _batches(tokens, sampling.batch_size)
     kept = _Store(store, _request(prompts, sampling, seed, dtype), events, phase)
     done = kept.read(batches)
@@ -96,18 +103,20 @@ def generate(
     return [found[place] for place in range(len(prompts))]
 
 
-def _check_lengths(
-    tokens: Sequence[tuple[int, ...]], model: "PreTrainedModel", sampling: SamplingConfig
-) -> None:
+def has_room(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: tuple[Message, ...],
+    sampling: SamplingConfig,
+) -> bool:
+    """Whether prompt and longest answer fit into the model's context; `generate` refuses others."""
+    return len(prompt_tokens(tokenizer, prompt)) <= _room(model, sampling)
+
+
+def _room(model: "PreTrainedModel", sampling: SamplingConfig) -> int:
+    """Tokens that a prompt may have."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = (context or 1 << 30) - sampling.max_new_tokens
-    for place, prompt in enumerate(tokens):
-        if len(prompt) > room:
-            raise DataRejected(
-                f"prompt {place} has {len(prompt)} tokens, and the model's {context} less "
-                f"max_new_tokens {sampling.max_new_tokens} leave {max(room, 0)}; "
-                "drop it (data.max_chars), or lower max_new_tokens"
-            )
+    return (context or 1 << 30) - sampling.max_new_tokens
 
 
 def _batches(tokens: Sequence[tuple[int, ...]], batch_size: int) -> list[Batch]:

@@ -18,7 +18,7 @@ from dpoflow.contracts.pairs import (
 from dpoflow.judge.rubric import RubricJudge, Score
 from dpoflow.policy.generate import Answer
 
-NotAPair = Literal["empty", "truncated", "identical", "tie", "below_margin"]
+NotAPair = Literal["too_long", "empty", "truncated", "identical", "tie", "below_margin"]
 
 
 def usable(answers: list[Answer]) -> list[Answer] | NotAPair:

@@ -23,7 +23,7 @@ from dpoflow.contracts.results import SynthesizeResult
 from dpoflow.contracts.spec import JudgeConfig, SynthesizeConfig
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.policy.dtype import choose
-from dpoflow.policy.generate import Answer, generate
+from dpoflow.policy.generate import Answer, generate, has_room
 from dpoflow.policy.load import load
 from dpoflow.state.step import StepState
 from dpoflow.synthesize.pairing import pair_by_judge, pair_with_reference
@@ -65,6 +65,9 @@ def run(
     judge = RubricJudge(config.judge.rubric, half="judge")
     made, reasons = list[PreferencePair](), Counter[str]()
     for prompt, answers in zip(asked, groups, strict=True):
+        if not answers:
+            reasons["too_long"] += 1
+            continue
         pair = (
             pair_by_judge(prompt, answers, judge, provenance, min_margin=config.min_margin)
             if prompt.reference is None
@@ -99,12 +102,19 @@ def judge_id(judge: JudgeConfig) -> str:
 def _sample(
     config: SynthesizeConfig, asked: list[Prompt], model: Path, state: StepState
 ) -> list[list[Answer]]:
-    """The candidates of each prompt: one beside a human's answer, else as many as the spec says."""
+    """The candidates of each prompt: one beside a human's answer, else as many as the spec says.
+
+    A prompt that leaves no room for an answer has none.
+    """
     if not asked:
         return []
     policy, tokenizer = load(model)
     dtype = choose("auto", policy, remember=state.root / "dtype.json")
-    counts = [1 if prompt.reference is not None else config.candidates for prompt in asked]
+    counts = [
+        (1 if prompt.reference is not None else config.candidates)
+        * has_room(policy, tokenizer, prompt.prompt, config.sampling)
+        for prompt in asked
+    ]
     turns = [
         prompt.prompt for prompt, count in zip(asked, counts, strict=True) for _ in range(count)
     ]
