@@ -15,7 +15,7 @@ from types import FrameType
 from rich.console import Console
 
 from dpoflow.contracts.base import canonical_json
-from dpoflow.contracts.errors import DpoflowError, GateNotPassed
+from dpoflow.contracts.errors import DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import Spec
 from dpoflow.state import files
@@ -101,7 +101,6 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
         text = summary.model_dump_json(indent=2) + "\n"
         for place in (run.folder, run.home):
             files.write_text(place / "summary.json", text)
-        run.remember(state=state)
         return summary
 
     conclude("RUNNING", None)
@@ -117,11 +116,16 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
     except BaseException as error:
         text = str(error) if isinstance(error, DpoflowError) else type(error).__name__
         summary = conclude("FAILED", text)
-        close_run(tracked, "FAILED", summary.model_dump_json(indent=2))
+        run.remember(state="FAILED")
+        try:
+            close_run(tracked, "FAILED", summary.model_dump_json(indent=2))
+        except ServiceUnavailable as away:
+            console.print(f"warning: {away}", markup=False, highlight=False)
         console.print(task_table(names, read_records(run.folder)))
         raise
     summary = conclude("SUCCEEDED", None)
     close_run(tracked, "SUCCEEDED", summary.model_dump_json(indent=2))
+    run.remember(state="SUCCEEDED")  # last: a run cut off before this is continued, and closed
     console.print(task_table(names, read_records(run.folder)))
     return summary
 

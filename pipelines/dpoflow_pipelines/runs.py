@@ -4,7 +4,7 @@
     HOME/summary.json                     copy of the latest
 
 Reads   the home
-Gives   `claim_run`, `Run`, `summarise`
+Gives   `claim_run`, `find_run`, `is_held`, `Run`, `summarise`
 Not     running (backends/), drawing (progress.py)
 """
 
@@ -85,6 +85,16 @@ def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
         run = Run(home, last.name, last, continued=(last / "run.json").exists())
         run.remember(spec=canonical_json(spec), state="RUNNING")
         yield run
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work on the run."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def find_run(home: Path, run_id: str | None) -> Path:

@@ -20,7 +20,7 @@ from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
 from dpoflow_pipelines.progress import task_table
-from dpoflow_pipelines.runs import find_run
+from dpoflow_pipelines.runs import find_run, is_held
 
 _EXAMPLES = 5
 
@@ -104,9 +104,10 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     ir = folder / "align.yaml"
     names = task_names(ir) if ir.exists() else list(records)
     summary = _summary(folder)
-    console.print(
-        f"[bold]{folder.name}[/] {summary.state if summary else 'RUNNING'}", highlight=False
-    )
+    state = str(summary.state if summary else "RUNNING")
+    if state == "RUNNING" and not is_held(folder):
+        state = "CUT OFF (nobody is at work on it; the command that started it continues it)"
+    console.print(f"[bold]{folder.name}[/] {state}", highlight=False)
     console.print(task_table(names, records))
     if summary and summary.error:
         console.print(f"error: {summary.error}", markup=False, highlight=False)

@@ -185,6 +185,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_versi
     job: SmallJob, home: Path, tmp_path: Path, task: str, phase: str, done: int
 ) -> None:
     job.run_and_kill(tmp_path, task, phase=phase, done=done)
+    assert "CUT OFF" in job.call("status", "--home", str(tmp_path)).out
 
     ended = job.run(tmp_path)
 

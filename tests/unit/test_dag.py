@@ -84,10 +84,9 @@ def refuses(word: str) -> str:
     from dpoflow.contracts.errors import DataRejected
     from dpoflow.state.step import begin
 
-    with Path(word).open("a") as counter:
-        counter.write("x")
-
     def run() -> str:
+        with Path(word).open("a") as counter:
+            counter.write("x")
         raise DataRejected("nothing in there")
 
     return begin("refuses").simply(run)
@@ -133,4 +132,5 @@ def test_a_failed_task_raises_its_own_error_and_a_retry_that_cannot_help_does_no
     with pytest.raises(DataRejected, match="refuses: nothing in there"):
         run(refusing, tmp_path, {"word": str(counter)})
 
+    assert counter.read_text() == "x", "the step works once, though kfp starts the task three times"
     assert "not tried again" in (tmp_path / "log.txt").read_text()

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from tests.tiny import pairs_folder, tiny_pairs
 
-from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts import manifest
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.spec import DataConfig, SourceConfig, Spec
 from dpoflow.state.events import Events, read_events
 from dpoflow.tracking.settings import public, quoted
-from dpoflow_pipelines.runs import claim_run
+from dpoflow_pipelines.runs import claim_run, is_held
 from dpoflow_pipelines.steps import run_step
 
 SPEC = Spec.model_validate(
@@ -64,6 +65,13 @@ def test_a_new_run_takes_the_number_after_the_highest(tmp_path: Path) -> None:
     assert numbers == ["001", "002", "003", "1000", "1001"]
 
 
+def test_a_run_is_held_while_a_process_is_at_work_on_it_and_no_longer(tmp_path: Path) -> None:
+    with claim_run(tmp_path, SPEC) as run:
+        assert is_held(run.folder)
+
+    assert not is_held(run.folder)
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
@@ -76,3 +84,22 @@ def test_a_new_run_takes_the_number_after_the_highest(tmp_path: Path) -> None:
 def test_no_password_of_a_tracking_server_is_shown(uri: str, shown: str) -> None:
     assert public(uri) == shown
     assert quoted(f"API request to {uri}/api failed", uri) == f"API request to {shown}/api failed"
+
+
+def test_a_step_whose_tracking_server_is_gone_says_so_and_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = tmp_path / "train.yaml"
+    config.write_text("beta: 0.1")
+    given = pairs_folder(tmp_path / "pairs", tiny_pairs(2))
+    manifest.seal(given, "test.pairs", parents={}, config={}, code="none")
+
+    with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127\.0\.0\.1:1") as caught:
+        run_step(
+            "train", config, [f"pairs={given}", f"model={given}"], [f"policy={tmp_path / 'p'}"],
+            tmp_path / "home",
+        )  # fmt: skip
+
+    assert "s3cret" not in str(caught.value)

@@ -79,8 +79,15 @@ def _exists(client: object, run_id: str) -> bool:
 def close_run(run: PipelineRun, state: RunState, summary_json: str) -> None:
     """Log the summary, and end the run if it is ours."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(run.tracking_uri)
-    client.log_text(run.run_id, summary_json, "summary.json")
-    if run.ours:
-        client.set_terminated(run.run_id, "FINISHED" if state == "SUCCEEDED" else "FAILED")
+    try:
+        client = MlflowClient(run.tracking_uri)
+        client.log_text(run.run_id, summary_json, "summary.json")
+        if run.ours:
+            client.set_terminated(run.run_id, "FINISHED" if state == "SUCCEEDED" else "FAILED")
+    except MlflowException as error:
+        raise ServiceUnavailable(
+            f"MLflow at {public(run.tracking_uri)} did not take the summary "
+            f"({quoted(error.message, run.tracking_uri)}); the same command tells it again"
+        ) from error

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dpoflow.contracts.base import Contract, sha256_json
+from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.state.events import read_events
 from dpoflow.state.files import write_text
-from dpoflow.tracking.settings import quiet_mlflow
+from dpoflow.tracking.settings import public, quiet_mlflow, quoted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,6 +61,28 @@ def step_run(
         yield Untracked()
         return
     quiet_mlflow()
+    with _outages_named(), _tracked(step, config, parents, state) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _outages_named() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise ServiceUnavailable(
+            f"MLflow at {public(os.environ['MLFLOW_TRACKING_URI'])} did not take what the step has "
+            f"to say ({quoted(error.message)}); the step's work is kept: check the server, and run "
+            "the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _tracked(
+    step: str, config: dict[str, Any], parents: dict[str, str], state: "StepState"
+) -> Iterator[Tracked]:
     from mlflow import MlflowClient
 
     client = MlflowClient()

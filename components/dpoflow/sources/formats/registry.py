@@ -1,7 +1,7 @@
 """Every format we read, and which of them some rows are in.
 
 Reads   up to `LOOK_AT` first rows
-Gives   `FORMATS`, `by_name`, `recognise`, `convert`
+Gives   `FORMATS`, `recognise`, `convert`
 Not     the layouts: one module each, beside this one
 """
 
