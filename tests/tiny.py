@@ -1,4 +1,4 @@
-"""Small real things, built in memory: a tokenizer that tokenises, models of three families, pairs.
+"""Small real things, built in memory: a tokenizer that tokenises, models of six families, pairs.
 
 Random weights, so nothing here says anything sensible; all of it computes what the large ones do.
 """
@@ -11,21 +11,27 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from dpoflow.contracts.pairs import Message, PreferencePair, Source, write_parquet
 
-Family = Literal["llama", "qwen2", "gpt2"]
-FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2"]
+FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
 
 torch.set_num_threads(1)  # matrices this small only wait for a second thread
 
@@ -70,8 +76,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tiny_model(family: Family = "llama", *, seed: int = 0) -> PreTrainedModel:
-    """Two layers, 48 wide, a vocabulary of 384, no dropout."""
+def tiny_model(
+    family: Family = "llama", *, seed: int = 0, window: int | None = None
+) -> PreTrainedModel:
+    """Two layers, 48 wide, a vocabulary of 384, no dropout; a window for those that slide one."""
     torch.manual_seed(seed)
     ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     wide: dict[str, Any] = {
@@ -83,12 +91,21 @@ def tiny_model(family: Family = "llama", *, seed: int = 0) -> PreTrainedModel:
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
         "initializer_range": 0.2,
+        "tie_word_embeddings": family == "llama",
     }
     model: Any
     if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**wide, **ends, tie_word_embeddings=True))
+        model = LlamaForCausalLM(LlamaConfig(**wide, **ends))
+    elif family == "mistral":
+        model = MistralForCausalLM(MistralConfig(**wide, **ends, sliding_window=window))
     elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**wide, **ends, tie_word_embeddings=False))
+        model = Qwen2ForCausalLM(Qwen2Config(**wide, **ends))
+    elif family == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**wide, **ends, head_dim=16))
+    elif family == "gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        local: dict[str, Any] = {"sliding_window": window or 256, "layer_types": kinds}
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**wide, **ends, **local, head_dim=16))
     else:
         size: dict[str, Any] = {
             "vocab_size": 384,

@@ -21,7 +21,8 @@ from dpoflow_pipelines.run import default_home
 
 app = typer.Typer(
     name="dpoflow",
-    help="Direct Preference Optimization as a Kubeflow pipeline, tracked in MLflow.",
+    help="Direct Preference Optimization as a Kubeflow pipeline, tracked in MLflow.\n\n"
+    "With `--debug`, anywhere, an error brings its traceback.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -71,10 +72,12 @@ def run(
         dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
     """
     from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines.run import check_sources
 
     if require not in (None, "promote"):
         raise ConfigError(f"--require takes promote, got '{require}'")
     console, loaded = _console(), load_spec(spec, sets or [])
+    check_sources(loaded)
     if dry_run:
         console.print_json(loaded.model_dump_json())
         return
@@ -109,6 +112,8 @@ def compile(
         raise ConfigError(f"no pipeline '{pipeline}'; known: align")
     if not output.parent.is_dir():
         raise ConfigError(f"no folder {output.parent} to write {output.name} into")
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder; name a file in it, such as {output}/align.yaml")
     compile_to(output)
 
 
@@ -174,7 +179,7 @@ def step(
         list[str] | None, typer.Option("--out", metavar="NAME=PATH", help="Where an output goes.")
     ] = None,
 ) -> None:
-    """Run any step alone; prints its result as JSON.
+    """Run any step alone; prints its result as JSON. Each step's README says what it takes.
 
     Example:
 

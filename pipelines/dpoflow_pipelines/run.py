@@ -15,9 +15,10 @@ from types import FrameType
 from rich.console import Console
 
 from dpoflow.contracts.base import canonical_json
-from dpoflow.contracts.errors import DpoflowError, GateNotPassed, ServiceUnavailable
+from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import Spec
+from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.progress import following, task_table
 from dpoflow_pipelines.runs import Run, claim_run, summarise
@@ -40,15 +41,30 @@ def compile_to(path: Path, name: str = "align") -> None:
     from dpoflow_pipelines.align import align
 
     draft = path.with_name(f".{path.stem}.draft.yaml")
-    compiler.Compiler().compile({"align": align}[name], str(draft))
-    draft.replace(path)
+    try:
+        compiler.Compiler().compile({"align": align}[name], str(draft))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_sources(spec: Spec) -> None:
+    """Whether data and model are there at all: a typo is told before there is a run."""
+    for source in spec.data.sources:
+        data_files(source.uri)
+    if "://" not in spec.model and not Path(spec.model).is_dir():
+        what = "is a file" if Path(spec.model).exists() else "does not exist"
+        raise ConfigError(
+            f"model {spec.model} {what}; name a folder with safetensors and a tokenizer, "
+            "package://PACKAGE/FILE.gguf, or hf://ORG/NAME@REVISION"
+        )
 
 
 def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -> RunSummary:
     """Run `spec` to its end, or continue the run of it that was cut off.
 
     Raises the failed task's error; GateNotPassed if `require` asks for another verdict than the
-    run's. The summary is written in every case.
+    run's. The summary is written whenever a task was started.
     """
     files.writable_folder(home, "the home")
     with claim_run(home, spec) as run, _stopped_by_sigterm():
@@ -57,8 +73,10 @@ def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -
         try:
             summary = _run(spec, run, console)
         except KeyboardInterrupt as stop:
-            number = stop.args[0] if stop.args else signal.SIGINT
-            raise Interrupted(number) from None
+            raise _interrupted(stop) from None
+        except DpoflowError as error:
+            run.remember(error=str(error))  # also where it ended before there was a summary
+            raise
     verdict = summary.evaluation.get("verdict")
     if require is not None and verdict != require:
         raise GateNotPassed(
@@ -114,7 +132,8 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
         with following(console, run.folder, names):
             run_on_laptop(ir, arguments, run_dir=run.folder, environment=environment)
     except BaseException as error:
-        text = str(error) if isinstance(error, DpoflowError) else type(error).__name__
+        told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else error
+        text = str(told) if isinstance(told, DpoflowError) else type(told).__name__
         summary = conclude("FAILED", text)
         run.remember(state="FAILED")
         try:
@@ -128,6 +147,10 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
     run.remember(state="SUCCEEDED")  # last: a run cut off before this is continued, and closed
     console.print(task_table(names, read_records(run.folder)))
     return summary
+
+
+def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
+    return Interrupted(stop.args[0] if stop.args else signal.SIGINT)
 
 
 @contextlib.contextmanager

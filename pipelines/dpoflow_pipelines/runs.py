@@ -4,13 +4,14 @@
     HOME/summary.json                     copy of the latest
 
 Reads   the home
-Gives   `claim_run`, `find_run`, `is_held`, `Run`, `summarise`
+Gives   `claim_run`, `find_run`, `is_held`, `memory`, `Run`, `summarise`
 Not     running (backends/), drawing (progress.py)
 """
 
 import contextlib
 import fcntl
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,11 @@ class Run:
 
     def memory(self) -> dict[str, str]:
         """What earlier attempts noted."""
-        return _memory(self.folder)
+        return memory(self.folder)
 
 
-def _memory(folder: Path) -> dict[str, str]:
+def memory(folder: Path) -> dict[str, str]:
+    """What a run's attempts noted."""
     try:
         known: dict[str, str] = json.loads((folder / "run.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -70,7 +72,7 @@ def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
     }
     highest = max(earlier, default=0)
     last = earlier.get(highest)
-    unfinished = last is not None and _memory(last).get("state") != "SUCCEEDED"
+    unfinished = last is not None and memory(last).get("state") != "SUCCEEDED"
     if last is None or not unfinished:
         last = runs / f"{prefix}{highest + 1:03d}"
     last.mkdir(exist_ok=True)
@@ -80,7 +82,8 @@ def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
         except BlockingIOError:
             raise ServiceUnavailable(
                 f"run {last.name} is being run by another process; "
-                f"wait for it, or watch it with: dpoflow status {last.name} --home {home}"
+                f"wait for it, or watch it with: "
+                f"dpoflow status {last.name} --home {shlex.quote(str(home))}"
             ) from None
         run = Run(home, last.name, last, continued=(last / "run.json").exists())
         run.remember(spec=canonical_json(spec), state="RUNNING")

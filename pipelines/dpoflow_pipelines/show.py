@@ -7,20 +7,21 @@ Not     live progress (progress.py)
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import RunSummary
 from dpoflow.sources.pinned import read_pinned
-from dpoflow.state.step import find
+from dpoflow.state.step import TaskRecord, find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
 from dpoflow_pipelines.progress import task_table
-from dpoflow_pipelines.runs import find_run, is_held
+from dpoflow_pipelines.runs import find_run, is_held, memory
 
 _EXAMPLES = 5
 
@@ -42,11 +43,11 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
         place = summary.mlflow.tracking_uri
         console.print("\nnext, for a reviewer:", style="bold")
         lines = [
-            f"  mlflow server --backend-store-uri {place} --port 5000"
+            f"  mlflow server --backend-store-uri {shlex.quote(place)} --port 5000"
             if place.startswith("sqlite")
             else f"  open {place}",
             f"  → Model registry → {version.model}, version {version.version}: gates, answers.html",
-            f"  dpoflow trace {version.model}/{version.version} --home {_short(home)}",
+            f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
         console.print("\n".join(lines), markup=False, highlight=False)
     console.print(f"\nsummary: {_short(home / 'summary.json')}", highlight=False)
@@ -103,14 +104,24 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     records = read_records(folder)
     ir = folder / "align.yaml"
     names = task_names(ir) if ir.exists() else list(records)
-    summary = _summary(folder)
-    state = str(summary.state if summary else "RUNNING")
-    if state == "RUNNING" and not is_held(folder):
+    summary, held = _summary(folder), is_held(folder)
+    error = summary.error if summary else memory(folder).get("error")
+    state = str(summary.state if summary else "FAILED" if error else "RUNNING")
+    if state == "RUNNING" and not held:
         state = "CUT OFF (nobody is at work on it; the command that started it continues it)"
+    if not held:
+        records = {name: _ended(record) for name, record in records.items()}
     console.print(f"[bold]{folder.name}[/] {state}", highlight=False)
     console.print(task_table(names, records))
-    if summary and summary.error:
-        console.print(f"error: {summary.error}", markup=False, highlight=False)
+    if error:
+        console.print(f"error: {error}", markup=False, highlight=False)
+
+
+def _ended(record: TaskRecord) -> TaskRecord:
+    """A task that was at work when its run was cut off never came to say so."""
+    if record.state != "RUNNING":
+        return record
+    return record.model_copy(update={"state": "FAILED", "error": "cut off"})
 
 
 def show_trace(console: Console, home: Path, version: str, pair: str | None) -> None:
@@ -148,9 +159,15 @@ def _show_sources(console: Console, folder: Path) -> None:
 
 
 def _show_pair(console: Console, folder: Path, wanted: str) -> None:
-    for row in read_parquet(folder / "train.parquet", PreferencePair):
-        if row.pair_id.startswith(wanted):
-            console.print(f"    pair {row.pair_id[:16]} from {row.source.dataset} {row.source.row}")
-            console.print_json(row.model_dump_json(exclude_none=True))
-            return
-    raise DataRejected(f"no training pair starts with {wanted}; ids stand in {folder.name}")
+    rows = read_parquet(folder / "train.parquet", PreferencePair)
+    found = [row for row in rows if row.pair_id.startswith(wanted)]
+    if len(found) != 1:
+        some = ", ".join(row.pair_id[:16] for row in found[:3])
+        raise ConfigError(
+            f"{len(found) or 'no'} training pairs begin with '{wanted}'"
+            f"{f' ({some} …); give more of the id' if found else ''}; ids stand under pair_ids in "
+            "training.json, beside the version's weights"
+        )
+    (row,) = found
+    console.print(f"    pair {row.pair_id[:16]} from {row.source.dataset} {row.source.row}")
+    console.print_json(row.model_dump_json(exclude_none=True))

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from dpoflow.contracts import manifest, results, spec
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.spec_file import sentence
 from dpoflow.state.step import Task
 
 
@@ -122,7 +123,8 @@ def _named(given: Sequence[str], wanted: tuple[str, ...], option: str, step: str
         found[key] = str(Path(path).resolve())
     missing = [key for key in wanted if key not in found]
     if missing:
-        raise ConfigError(f"{step} also needs {option} {missing[0]}=PATH")
+        wants = " ".join(f"{option} {key}=PATH" for key in missing)
+        raise ConfigError(f"{step} also needs {wants}")
     return found
 
 
@@ -146,6 +148,7 @@ def _read_config(path: Path, kind: type[Contract]) -> Contract:
     except YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path.name}: {name}: {first['msg']}, got {first['input']!r}") from None
+        told = sentence(error.errors()[0])
+        raise ConfigError(
+            f"{told} ({path.name}: a step takes its own section of a spec, not the whole)"
+        ) from None

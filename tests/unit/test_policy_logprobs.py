@@ -8,18 +8,21 @@ import pytest
 import torch
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import Message
-from dpoflow.policy import head
-from dpoflow.policy.layout import Group, lay_out
+from dpoflow.policy import head as policy_head
+from dpoflow.policy.attention import attending, why_concat
+from dpoflow.policy.flex import Masks
+from dpoflow.policy.layout import Group, LayoutName, lay_out
 from dpoflow.policy.logprobs import (
-    answer_logps,
+    Scorer,
     answer_nll,
+    answer_sums,
     check_head,
+    choose_layout,
     pair_logps,
-    shares_prompts,
 )
 from dpoflow.policy.tokenise import EncodedPair
 from dpoflow.state.events import Events
@@ -43,15 +46,21 @@ def by_hand(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> f
     return total
 
 
-LAYOUTS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "side by side"])
+LAYOUTS = pytest.mark.parametrize("layout", ["packed", "shared", "concat"])
+
+
+def answer_logps(model: nn.Module, groups: Sequence[Group], layout: LayoutName) -> torch.Tensor:
+    batch = lay_out(groups, layout)
+    with attending(model, layout):
+        return answer_sums(Scorer(model)(batch).logps_N, batch)
 
 
 @LAYOUTS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_summed_log_probability_is_that_of_a_loop_over_tokens(
-    family: Family, *, shared: bool
+    family: Family, layout: LayoutName
 ) -> None:
-    got = answer_logps(tiny_model(family), lay_out(GROUPS, shared=shared)).tolist()
+    got = answer_logps(tiny_model(family), GROUPS, layout).tolist()
 
     slow = tiny_model(family)
     expected = [by_hand(slow, each.prompt, answer) for each in GROUPS for answer in each.answers]
@@ -62,13 +71,13 @@ def test_the_summed_log_probability_is_that_of_a_loop_over_tokens(
 @LAYOUTS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_neither_company_nor_slices_change_an_answers_log_probability(
-    family: Family, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+    family: Family, monkeypatch: pytest.MonkeyPatch, layout: LayoutName
 ) -> None:
     model = tiny_model(family).double()
-    alone = torch.cat([answer_logps(model, lay_out([group], shared=shared)) for group in GROUPS])
+    alone = torch.cat([answer_logps(model, [group], layout) for group in GROUPS])
 
-    monkeypatch.setattr(head, "SLICE", 1)
-    together = answer_logps(model, lay_out(GROUPS, shared=shared))
+    monkeypatch.setattr(policy_head, "SLICE", 1)
+    together = answer_logps(model, GROUPS, layout)
 
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-6)
 
@@ -77,13 +86,13 @@ def test_neither_company_nor_slices_change_an_answers_log_probability(
 @pytest.mark.parametrize("slice_size", [1 << 22, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_plain_logits(
-    family: Family, slice_size: int, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+    family: Family, slice_size: int, monkeypatch: pytest.MonkeyPatch, layout: LayoutName
 ) -> None:
-    monkeypatch.setattr(head, "SLICE", slice_size)
+    monkeypatch.setattr(policy_head, "SLICE", slice_size)
     model, plain = tiny_model(family).double(), tiny_model(family).double()
     weights = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 3.0]).double()
 
-    (answer_logps(model, lay_out(GROUPS, shared=shared)) * weights).sum().backward()
+    (answer_logps(model, GROUPS, layout) * weights).sum().backward()
     answers = [(group.prompt, answer) for group in GROUPS for answer in group.answers]
     for weight, (prompt, answer) in zip(weights, answers, strict=True):
         logits = plain(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
@@ -105,12 +114,12 @@ def test_a_head_with_bias_or_adapters_gives_what_log_softmax_gives(
 
     torch.manual_seed(0)
     hidden, targets = torch.randn(11, 8).double(), torch.randint(0, 30, (11,))
-    monkeypatch.setattr(head, "SLICE", 1)
+    monkeypatch.setattr(policy_head, "SLICE", 1)
     for kind in (nn.Linear, Adapted):
         layer = kind(8, 30).double()
         ours, theirs = (hidden.clone().requires_grad_() for _ in range(2))
 
-        got = head.token_logps(layer, ours, targets)
+        got = policy_head.token_scores(layer, ours, targets).logps_N
         expected = layer(theirs).log_softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
 
         assert torch.allclose(got, expected)
@@ -120,14 +129,44 @@ def test_a_head_with_bias_or_adapters_gives_what_log_softmax_gives(
         assert all(map(torch.allclose, got_grads, grads))
 
 
+@pytest.mark.parametrize("slice_size", [1 << 22, 1])
+def test_entropy_and_best_token_are_those_of_the_whole_distribution(
+    slice_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_head, "SLICE", slice_size)
+    torch.manual_seed(0)
+    layer, hidden = nn.Linear(8, 300).double(), 9 * torch.randn(40, 8).double()
+    targets = layer(hidden).topk(2).indices[torch.arange(40), torch.arange(40) % 2]
+
+    got = policy_head.token_scores(layer, hidden, targets)
+
+    whole = torch.distributions.Categorical(logits=layer(hidden))
+    assert torch.allclose(got.entropy_N, whole.entropy())
+    assert got.top_N.tolist() == [True, False] * 20
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_backward_pass_of_the_head_is_the_derivative_of_its_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, *, frozen: bool
+) -> None:
+    monkeypatch.setattr(policy_head, "SLICE", 1)
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 200).double().requires_grad_(not frozen)
+    hidden, targets = torch.randn(3, 4).double().requires_grad_(), torch.randint(0, 200, (3,))
+
+    def scored(rows: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return policy_head.token_scores(layer, rows, targets).logps_N
+
+    assert torch.autograd.gradcheck(scored, (hidden, *layer.parameters()))
+
+
 def test_bfloat16_products_stay_near_float32_and_leave_float32_gradients() -> None:
     exact, model = tiny_model(), tiny_model()
-    batch = lay_out(GROUPS, shared=True)
-    expected = answer_logps(exact, batch)
+    expected = answer_logps(exact, GROUPS, "packed")
     expected.sum().backward()
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = answer_logps(model, batch)
+        got = answer_logps(model, GROUPS, "packed")
     got.sum().backward()
 
     assert got.dtype == torch.float32
@@ -139,12 +178,58 @@ def test_bfloat16_products_stay_near_float32_and_leave_float32_gradients() -> No
         assert (ours.grad - theirs.grad).norm() < 0.1 * theirs.grad.norm()
 
 
-def test_a_model_with_a_sliding_window_keeps_its_answers_side_by_side() -> None:
-    config = tiny_model("qwen2").config
-    config.layer_types = ["full_attention", "sliding_attention"]
+@LAYOUTS
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_sliding_window_hides_from_an_answer_what_it_hides_in_a_row_of_its_own(
+    family: Family, layout: LayoutName
+) -> None:
+    model, wide = tiny_model(family, window=4).double(), tiny_model(family).double()
 
-    assert shares_prompts(tiny_model("qwen2"))
-    assert not shares_prompts(Qwen2ForCausalLM(config))
+    got = answer_logps(model, GROUPS, layout)
+
+    expected = [by_hand(model, each.prompt, answer) for each in GROUPS for answer in each.answers]
+    assert got.tolist() == pytest.approx(expected, abs=1e-5)
+    assert (got - answer_logps(wide, GROUPS, layout)).abs().max() > 0.01
+
+
+def test_models_that_cannot_share_prompts_say_why_and_go_side_by_side() -> None:
+    recurrent, unknown, eager = tiny_model("qwen2"), tiny_model("qwen2"), tiny_model("qwen2")
+    recurrent.config.layer_types = ["full_attention", "linear_attention"]
+    unknown.config.model_type = "novel"
+    eager.set_attn_implementation("eager")
+
+    for model, why in ((recurrent, "linear_attention"), (unknown, "novel"), (eager, "eager")):
+        assert why in str(why_concat(model))
+        assert choose_layout(model, "auto") == "concat"
+        with pytest.raises(ConfigError, match=f"train.layout packed.*{why}"):
+            choose_layout(model, "packed")
+    assert choose_layout(tiny_model("qwen2"), "auto") == "packed"
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_mask_of_a_gpu_lets_each_token_see_what_a_row_of_its_own_would_show_it(
+    layout: LayoutName, window: int | None
+) -> None:
+    batch = lay_out(GROUPS, layout)
+    assert batch.spans is not None
+    assert batch.position_ids_RT is not None
+    rows, width = batch.input_ids_RT.shape
+    sees = Masks(batch.spans, (rows, width)).rule(window, torch.device("cpu"))
+    everywhere = torch.arange(width)
+
+    for span in batch.spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        begin = prompt[-1] + 1
+        for length in span.answers:
+            alone = prompt + list(range(begin, begin + length))
+            for at, place in enumerate(alone):
+                seen = sees(
+                    torch.tensor(span.row), torch.tensor(0), torch.tensor(place), everywhere
+                )
+                first = 0 if window is None else max(0, at - window + 1)
+                assert everywhere[seen].tolist() == alone[first : at + 1]
+            begin += length
 
 
 def test_after_scoring_a_model_attends_as_it_did_before() -> None:
@@ -152,7 +237,7 @@ def test_after_scoring_a_model_attends_as_it_did_before() -> None:
     tokens = torch.arange(3, 40).unsqueeze(0)
     before = model(input_ids=tokens).logits
 
-    answer_logps(model, lay_out(GROUPS, shared=True))
+    answer_logps(model, GROUPS, "packed")
 
     assert torch.equal(model(input_ids=tokens).logits, before)
 

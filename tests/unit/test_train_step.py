@@ -9,23 +9,24 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
-from tests.tiny import Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
+from tests.tiny import CHATML, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.manifest import seal
+from dpoflow.contracts.objectives import LossName
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
 from dpoflow.policy.load import load
 from dpoflow.state.events import Event, read_events
 from dpoflow.state.step import StepState
-from dpoflow.train import losses
-from dpoflow.train import trainer as trainer_module
+from dpoflow.train.losses import OBJECTIVES, Scored
 from dpoflow.train.plan import plan
 from dpoflow.train.step import run
 
@@ -145,27 +146,57 @@ def test_every_update_reports_its_figures(job: Job) -> None:
     figures = [event for event in job.events() if event.metrics]
     assert [event.at for event in figures] == [1, 2, 3, 4, 5, 6]
     assert set(figures[0].metrics) == {
-        *("train/loss", "train/sft_loss", "train/reward_margin", "train/reward_accuracy"),
+        *("train/loss", "train/sft_loss", "train/kl", "train/entropy", "train/token_accuracy"),
+        *("train/reward_chosen", "train/reward_rejected"),
+        *("train/reward_margin", "train/reward_accuracy"),
         *("train/chosen_logps", "train/rejected_logps"),
-        *("train/grad_norm", "train/learning_rate", "train/tokens_per_s"),
+        *("train/chosen_tokens", "train/rejected_tokens"),
+        *("train/grad_norm", "train/learning_rate", "train/tokens_per_s", "train/pairs_per_s"),
     }
     progress = [event for event in job.events() if event.unit == "updates"]
     assert (progress[-1].done, progress[-1].total) == (6, 6)
 
 
-def test_accumulated_batches_move_the_policy_as_one_batch_does(job: Job) -> None:
-    """Equal halves: the mean of two means is the mean."""
-    config = FAST.model_copy(update={"epochs": 1.0, "schedule": "constant_with_warmup"})
-    halves = config.model_copy(update={"batch_size": 4, "gradient_accumulation": 6})
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 6), (5, 5), (1, 24)])
+def test_an_update_is_the_same_however_its_pairs_are_cut_into_batches(
+    job: Job, batch_size: int, accumulation: int
+) -> None:
+    """Also where the last batch is smaller: 24 pairs in fives."""
+    config = FAST.model_copy(update={"epochs": 2.0, "warmup_ratio": 0.0, "learning_rate": 1e-4})
+    cut = {"batch_size": batch_size, "gradient_accumulation": accumulation}
 
-    job.run(config.model_copy(update={"batch_size": 24}), "whole")
-    job.run(halves, "parts")
+    whole = job.run(config.model_copy(update={"batch_size": 24}), "whole")
+    parts = job.run(config.model_copy(update=cut), "parts")
 
-    whole, parts = (load(job.policy(name))[0].state_dict() for name in ("whole", "parts"))
-    start = load(job.model)[0].state_dict()
-    for name, weight in whole.items():
-        moved = (weight - start[name]).norm()
-        assert (weight - parts[name]).norm() < 0.05 * moved + 1e-7, name
+    assert parts.num_steps == whole.num_steps == 2
+    figures = [
+        [event.metrics for event in job.events(name) if event.metrics]
+        for name in ("whole", "parts")
+    ]
+    for one, other in zip(*figures, strict=True):
+        for name in ("train/loss", "train/grad_norm", "train/kl", "train/entropy"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("loss", get_args(LossName))
+def test_every_objective_learns_to_tell_chosen_from_rejected(job: Job, loss: LossName) -> None:
+    # Each at a beta of its own: it is another quantity in each of them.
+    beta = {"simpo": 2.0, "orpo": 1.0, "sigmoid_norm": 2.0}.get(loss, 0.1)
+    wrong = {"label_smoothing": 0.1} if loss == "robust" else {}
+    config = FAST.model_copy(update={"loss": loss, "beta": beta, "epochs": 6.0, **wrong})
+
+    result = job.run(config)
+
+    assert result.accuracy > 0.9
+    margins = [e.metrics["train/reward_margin"] for e in job.events() if e.metrics]
+    assert margins[-1] > margins[0] + 0.1
+
+
+def test_kto_needs_a_second_prompt(tmp_path: Path) -> None:
+    pairs = [pair_of("one?", f"blue {word}", "snow") for word in ("sea", "pier", "boats")]
+
+    with pytest.raises(DataRejected, match="every pair has the same prompt"):
+        Job(tmp_path, pairs).run(FAST.model_copy(update={"loss": "kto"}))
 
 
 def test_dropped_pairs_are_counted_by_reason(tmp_path: Path) -> None:
@@ -199,13 +230,13 @@ def test_adapters_that_fit_no_module_are_the_configs_fault(job: Job) -> None:
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_update(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = losses.dpo_loss, Counter[str]()
+    real, calls = OBJECTIVES["sigmoid"], Counter[str]()
 
-    def breaks_at_the_third(policy_B: Tensor, reference_B: Tensor, *, beta: float) -> Tensor:
+    def breaks_at_the_third(of: Scored, knobs: TrainConfig) -> Tensor:
         calls["loss"] += 1
-        return real(policy_B, reference_B, beta=beta) * (math.nan if calls["loss"] == 3 else 1.0)
+        return real(of, knobs) * (math.nan if calls["loss"] == 3 else 1.0)
 
-    monkeypatch.setattr(trainer_module, "dpo_loss", breaks_at_the_third)
+    monkeypatch.setitem(OBJECTIVES, "sigmoid", breaks_at_the_third)
 
     with pytest.raises(DataRejected, match="loss at update 3 is not finite"):
         job.run(FAST)
@@ -286,44 +317,71 @@ def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:
     assert job.run(FAST, "one").policy_digest == whole.policy_digest
 
 
-def test_reference_margins_are_computed_once(job: Job) -> None:
-    job.run(FAST)
-    job.run(FAST)
+# ---------------------------------------------------------------- the reference
 
-    reference = [event for event in job.events() if event.phase == "reference" and event.total]
-    assert [event.done for event in reference if event.done == event.total] == [24]
+
+def num_reference_pairs(job: Job, name: str) -> int:
+    """Pairs that the reference was asked about in this run."""
+    done = [event.done for event in job.events(name) if event.phase == "reference"]
+    return max(done, default=0)
+
+
+def test_the_reference_is_asked_once_for_all_rates_betas_objectives_and_folders(job: Job) -> None:
+    job.run(FAST, "first")
+    others = {"learning_rate": 1e-4, "beta": 0.5, "loss": "hinge", "sft_weight": 1.0, "epochs": 1.0}
+    for name, value in others.items():
+        job.run(FAST.model_copy(update={name: value}), name)
+
+    asked = {name: num_reference_pairs(job, name) for name in ("first", *others)}
+    assert asked == {"first": 24, **dict.fromkeys(others, 0)}
+
+
+def test_the_reference_is_asked_again_when_weights_template_or_one_token_changed(job: Job) -> None:
+    job.run(FAST, "first")
+
+    (job.model / "chat_template.jinja").write_text(CHATML + "{# another #}")
+    job.run(FAST, "template")
+    tiny_folder(job.model, seed=1)
+    job.run(FAST, "weights")
+    changed = [*tiny_pairs(23), pair_of("the sea?", "blue", "calm")]
+    job.pairs = pairs_folder(job.folder / "others", changed)
+    job.run(FAST, "token")
+
+    asked = [num_reference_pairs(job, name) for name in ("template", "weights", "token")]
+    assert asked == [24, 24, 24]
 
 
 # ---------------------------------------------------------------- the plan
 
 
 def test_every_epoch_of_a_plan_holds_every_pair_once() -> None:
-    batches = plan([n % 7 for n in range(50)], batch_size=8, epochs=3, seed=1)
+    updates = plan([n % 7 for n in range(50)], batch_size=4, accumulation=2, epochs=3, seed=1)
 
-    assert len(batches) == 21
+    assert len(updates) == 21
     for epoch in range(3):
-        places = [place for batch in batches[7 * epoch : 7 * epoch + 7] for place in batch]
-        assert sorted(places) == list(range(50))
+        some = updates[7 * epoch : 7 * epoch + 7]
+        assert sorted(p for update in some for batch in update for p in batch) == list(range(50))
 
 
 def test_half_an_epoch_is_half_its_batches() -> None:
-    whole = plan(list(range(64)), batch_size=8, epochs=2, seed=1)
+    whole = plan(list(range(64)), batch_size=8, accumulation=1, epochs=2, seed=1)
 
-    assert plan(list(range(64)), batch_size=8, epochs=1.5, seed=1) == whole[:12]
+    assert plan(list(range(64)), batch_size=8, accumulation=1, epochs=1.5, seed=1) == whole[:12]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    one = plan(list(range(64)), batch_size=8, epochs=2, seed=1)
+    one = plan(list(range(64)), batch_size=8, accumulation=1, epochs=2, seed=1)
 
     assert one[:8] != one[8:]
-    assert plan(list(range(64)), batch_size=8, epochs=2, seed=2) != one
-    assert plan(list(range(64)), batch_size=8, epochs=2, seed=1) == one
+    assert plan(list(range(64)), batch_size=8, accumulation=1, epochs=2, seed=2) != one
+    assert plan(list(range(64)), batch_size=8, accumulation=1, epochs=2, seed=1) == one
 
 
 def test_batches_hold_pairs_of_like_length() -> None:
     lengths = [(37 * n) % 101 for n in range(128)]
 
-    batches = plan(lengths, batch_size=8, epochs=1, seed=0)
+    updates = plan(lengths, batch_size=8, accumulation=1, epochs=1, seed=0)
 
+    batches = [batch for update in updates for batch in update]
     padded = sum(max(lengths[place] for place in batch) * len(batch) for batch in batches)
     assert padded < 1.15 * sum(lengths)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
+from dpoflow.contracts.objectives import USES, LossName
 from dpoflow.contracts.rubric import Rubric
 
 FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
@@ -121,10 +122,19 @@ class LoraConfig(Contract):
 class TrainConfig(Contract):
     """Direct Preference Optimization (Rafailov et al. 2023)."""
 
-    loss: Literal["sigmoid"] = "sigmoid"
-    """Objective; `sigmoid` is the paper's eq. 7."""
+    loss: LossName = "sigmoid"
+    """Objective; `sigmoid` is the paper's eq. 7. train/README.md says what each is for."""
     beta: float = Field(0.1, gt=0)
-    """How tightly the policy is held to the reference; larger is tighter."""
+    """How tightly the policy is held to the reference; larger is tighter. IPO's tau, ORPO's
+    lambda; simpo wants 2 and more."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of labels taken to be wrong: conservative DPO, or the robust loss."""
+    gamma: float = Field(0.5, ge=0)
+    """SimPO's target margin."""
+    desirable_weight: float = Field(1.0, gt=0)
+    """Of chosen answers in KTO."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """Of rejected answers in KTO."""
     sft_weight: float = Field(0.0, ge=0)
     """Of a supervised term on the chosen answers, in nats a token; 0 leaves it out."""
     method: Literal["full", "lora"] = "full"
@@ -143,11 +153,26 @@ class TrainConfig(Contract):
     max_grad_norm: float = Field(1.0, gt=0)
     max_tokens: int = Field(1024, ge=8)
     """Pairs in which prompt + answer is longer are dropped, and counted."""
+    layout: Literal["auto", "packed", "shared", "concat"] = "auto"
+    """How pairs lie in a batch; `auto` packs them around shared prompts where the model can."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; weights and optimiser stay float32. `auto` takes the faster."""
     save_steps: int = Field(20, ge=1)
     """Updates between checkpoints."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _every_knob_is_used(self) -> Self:
+        for knob, losses in USES.items():
+            given = getattr(self, knob, None)
+            if self.loss not in losses and given != type(self).model_fields[knob].default:
+                raise ValueError(
+                    f"{knob} {given} is not used by loss {self.loss}; leave it out, or set loss: "
+                    f"{' or '.join(losses)}"
+                )
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError("loss robust needs label_smoothing, the share of wrong labels")
+        return self
 
 
 class GateConfig(Contract):

@@ -1,7 +1,7 @@
 """From a YAML file to a `Spec`, with errors that name the key, the value, the line and the way out.
 
 Reads   a spec file, and `--set key=value` overrides
-Gives   `load_spec`
+Gives   `load_spec`, `sentence` (an error of pydantic in our words)
 Not     what the knobs mean (contracts/spec.py)
 
 Relative paths inside the file start at the file's folder; those in overrides start where you are.
@@ -131,13 +131,18 @@ def _explain(
     # An unknown key often explains a missing one, so it is named first.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     name = _dotted(first["loc"])
-    overridden = next((key for key in set_here if f"{name}.".startswith(f"{key}.")), None)
+    overridden = next((key for key in set_here if _within(name, key) or _within(key, name)), None)
     where = f"--set {overridden}" if overridden else _where(first["loc"], tree, path)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{_sentence(first)} ({where}){more}"
+    return f"{sentence(first)} ({where}){more}"
 
 
-def _sentence(error: ErrorDetails) -> str:
+def _within(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.")
+
+
+def sentence(error: ErrorDetails) -> str:
+    """One pydantic error in our words: the key, what it takes, what was given."""
     name = _dotted(error["loc"])
     kind, given, ctx = error["type"], error["input"], error.get("ctx", {})
     shown = repr(given) if isinstance(given, str | int | float | bool | None) else _kind(given)
@@ -157,6 +162,8 @@ def _sentence(error: ErrorDetails) -> str:
         hint = f"; {_HINTS[name]}" if name in _HINTS else ""
         bound = f"{ctx[key]:g}" if isinstance(ctx[key], float) else ctx[key]
         return f"{name} must be {word}{bound}, got {shown}{hint}"
+    if kind == "string_pattern_mismatch":
+        return f"{name} must match {ctx['pattern']}, got {shown}"
     if kind == "value_error":
         return f"{name or 'the spec'}: {ctx['error']}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

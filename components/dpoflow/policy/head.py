@@ -1,16 +1,18 @@
 """The language-model head, a slice of the vocabulary at a time.
 
 Reads   hidden rows that predict a token, and those tokens
-Gives   `token_logps`: the log-probability of each, float32 at least, with exact gradients
+Gives   `token_scores`: of each its log-probability with exact gradients, and how sure the model was
 Not     which rows (layout.py), sums over answers (logprobs.py)
 Shapes  N rows, H hidden, V vocabulary, v a slice of it
 
 The logits of a small model's batch are larger than the model. Here at most `SLICE` of them exist at
-once: the forward pass keeps each row's normaliser only, the backward pass makes the logits again.
+once. The forward pass keeps each row's normaliser and the backward pass makes the logits again. A
+frozen head (adapters) lets the forward pass sum up the gradient of the hidden rows on its way, and
+nothing is made twice.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +23,41 @@ SLICE = 1 << 22
 """Logits that exist at once."""
 
 
-def token_logps(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    """log p(target) of each row."""
+class TokenScores(NamedTuple):
+    """What the model thought of each token, float32 at least."""
+
+    logps_N: Tensor
+    """log p(token), with gradients where wanted."""
+    entropy_N: Tensor
+    """Of the whole distribution, in nats; no gradients."""
+    top_N: Tensor
+    """Whether no other token was more likely."""
+
+
+def token_scores(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> TokenScores:
+    """Score each target at its row."""
     if type(head) is nn.Linear:
         kind = _product_type(hidden_NH)
-        bias = head.bias
-        found: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, head.weight, bias, targets_N, kind
+        found = _Scores.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight, head.bias, targets_N, kind
         )
-        return found
+        return TokenScores(*found)
     # A head with adapters, or of another making: whole vocabulary, few rows, made again backwards.
     rows = max(1, SLICE // int(head.weight.shape[0]))  # type: ignore[index]
-    parts = zip(hidden_NH.split(rows), targets_N.split(rows), strict=True)
-    return torch.cat([checkpoint(_plainly, head, *part, use_reentrant=False) for part in parts])
+    parts = [
+        checkpoint(_plainly, head, *part, use_reentrant=False)
+        for part in zip(hidden_NH.split(rows), targets_N.split(rows), strict=True)
+    ]
+    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _plainly(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = _widened(head(hidden_NH))
-    return logits_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1) - logits_NV.logsumexp(dim=1)
+def _plainly(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+    logps_NV = _widened(head(hidden_NH)).log_softmax(dim=1)
+    picked_N = logps_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1)
+    with torch.no_grad():
+        entropy_N = -(logps_NV.exp() * logps_NV).sum(dim=1)
+        top_N = picked_N >= logps_NV.amax(dim=1)
+    return picked_N, entropy_N, top_N
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
@@ -58,7 +77,7 @@ def _slices(num_rows: int, vocabulary: int) -> Iterator[slice]:
         yield slice(begin, min(begin + width, vocabulary))
 
 
-class _TokenLogps(torch.autograd.Function):
+class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -67,27 +86,49 @@ class _TokenLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         kind: torch.dtype,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Online softmax (Milakov & Gimelshein 2018): sums are rescaled as the maximum grows."""
         low_NH = hidden_NH.to(kind)
         num_rows = len(targets_N)
-        largest_N = _widened(low_NH.new_full((num_rows,), -torch.inf))
-        total_N, picked_N = torch.zeros_like(largest_N), torch.zeros_like(largest_N)
+        frozen = ctx.needs_input_grad[:3] == (True, False, False)
+        wide = torch.promote_types(kind, torch.float32)
+        largest_N = low_NH.new_full((num_rows,), torch.finfo(wide).min, dtype=wide)
+        total_N, picked_N, spread_N = (torch.zeros_like(largest_N) for _ in range(3))
+        pull_NH = torch.zeros_like(low_NH, dtype=wide) if frozen else None
         for part in _slices(num_rows, len(weight_VH)):
             logits_Nv = _logits(low_NH, weight_VH, bias_V, part)
             larger_N = torch.maximum(largest_N, logits_Nv.amax(dim=1))
             here_N, places_N = _inside(targets_N, part)
             picked_N += here_N * logits_Nv.gather(1, places_N.unsqueeze(1)).squeeze(1)
-            logits_Nv.sub_(larger_N.unsqueeze(1)).exp_()
-            total_N = total_N * (largest_N - larger_N).exp() + logits_Nv.sum(dim=1)
+            shrink_N = (largest_N - larger_N).exp()
+            logits_Nv.sub_(larger_N.unsqueeze(1))
+            odds_Nv = logits_Nv.exp()
+            spread_N += total_N * (largest_N - larger_N)
+            spread_N = spread_N * shrink_N + torch.linalg.vecdot(odds_Nv, logits_Nv)
+            total_N = total_N * shrink_N + odds_Nv.sum(dim=1)
+            if pull_NH is not None:
+                pull_NH.mul_(shrink_N.unsqueeze(1))
+                pull_NH += odds_Nv.to(kind) @ weight_VH[part].to(kind)
             largest_N = larger_N
-        normaliser_N = largest_N + total_N.log()
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, normaliser_N)
-        ctx.kind = kind
-        return picked_N - normaliser_N
+        log_total_N = total_N.log()
+        normaliser_N = largest_N + log_total_N
+        if pull_NH is not None:
+            # d log p(target) / d hidden: the target's weights, less the expected ones.
+            pull_NH = weight_VH[targets_N].to(wide) - pull_NH / total_N.unsqueeze(1)
+            ctx.save_for_backward(pull_NH.to(hidden_NH.dtype))
+        else:
+            ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, normaliser_N)
+        ctx.kind, ctx.frozen = kind, frozen
+        entropy_N, top_N = log_total_N - spread_N / total_N, picked_N >= largest_N
+        ctx.mark_non_differentiable(entropy_N, top_N)
+        return picked_N - normaliser_N, entropy_N, top_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_N,) = grads
+        grad_N = grads[0]
+        if ctx.frozen:
+            (pull_NH,) = ctx.saved_tensors
+            return pull_NH * grad_N.unsqueeze(1).to(pull_NH.dtype), None, None, None, None
         hidden_NH, weight_VH, bias_V, targets_N, normaliser_N = ctx.saved_tensors
         kind, low_NH = ctx.kind, hidden_NH.to(ctx.kind)
         grad_hidden_NH = torch.zeros_like(_widened(low_NH))

@@ -1,23 +1,27 @@
 """Prompts and their answers as one batch of tokens.
 
 Reads   groups: a prompt and the answers to it, as token ids
-Gives   `Group`, `Batch`, `lay_out`: with the prompt once (shared), or once an answer (side by side)
+Gives   `Group`, `Batch`, `lay_out` in one of three layouts
 Not     attention over a shared prompt (attention.py), scoring (logprobs.py)
 Shapes  R rows of T tokens in a batch, N answer tokens in all
 
-Shared, a batch is one row without padding: prompt, answer, answer, prompt, answer, answer … Each
-answer's positions go on from its prompt's. Side by side, each answer has a row, padded on the
-right.
+    packed   one row without padding: prompt, answer, answer, prompt, answer, answer …
+    shared   a row a group, padded on the right: prompt, answer, answer
+    concat   a row an answer, padded on the right: prompt, answer
+
+Where answers share a prompt, the positions of each go on from the prompt's.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dpoflow.policy.tokenise import EncodedPair
 
+LayoutName = Literal["packed", "shared", "concat"]
 Tokens = tuple[int, ...]
 
 
@@ -41,12 +45,18 @@ def group_of(pair: EncodedPair) -> Group:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a group lies in a shared row: its prompt begins at `start`, its answers follow."""
+    """Where a group lies: in `row` its prompt begins at `start`, its answers follow."""
 
+    row: int
     start: int
     prompt: int
     answers: tuple[int, ...]
     """Tokens fed of each: the last one predicts nothing and is not fed."""
+
+    @property
+    def end(self) -> int:
+        """The first place after it."""
+        return self.start + self.prompt + sum(self.answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class Batch:
     num_tokens: int
     """Tokens that are fed, padding left out."""
     spans: tuple[Span, ...] | None
-    """Of a shared row; None side by side."""
+    """None where no prompt is shared."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch where the model is."""
@@ -79,56 +89,72 @@ class Batch:
         )
 
 
-def lay_out(groups: Sequence[Group], *, shared: bool) -> Batch:
-    """`groups` as one batch; `shared` only for models that `attention.may_share` says yes to."""
-    return _shared(groups) if shared else _side_by_side(groups)
+def lay_out(groups: Sequence[Group], layout: LayoutName) -> Batch:
+    """`groups` as one batch; all but `concat` belong inside `attention.attending`."""
+    if layout == "concat":
+        return _concat(groups)
+    return _sharing([groups] if layout == "packed" else [[group] for group in groups])
 
 
-def _shared(groups: Sequence[Group]) -> Batch:
-    input_ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
+def _sharing(rows_of_groups: Sequence[Sequence[Group]]) -> Batch:
+    input_ids: list[list[int]] = []
+    positions: list[list[int]] = []
+    predicting: list[tuple[int, int]] = []
     spans: list[Span] = []
-    for group in groups:
-        start, opening = len(input_ids), len(group.prompt)
-        input_ids += group.prompt
-        positions += range(opening)
-        for answer in group.answers:
-            # The prompt's last row predicts the first token of every answer to it.
-            rows += [start + opening - 1, *range(len(input_ids), len(input_ids) + len(answer) - 1)]
-            input_ids += answer[:-1]
-            positions += range(opening, opening + len(answer) - 1)
-        spans.append(Span(start, opening, tuple(len(answer) - 1 for answer in group.answers)))
+    for row, groups in enumerate(rows_of_groups):
+        ids: list[int] = []
+        places: list[int] = []
+        for group in groups:
+            start, opening = len(ids), len(group.prompt)
+            ids += group.prompt
+            places += range(opening)
+            for answer in group.answers:
+                # The prompt's last row predicts the first token of every answer to it.
+                predicting.append((row, start + opening - 1))
+                predicting += [(row, len(ids) + step) for step in range(len(answer) - 1)]
+                ids += answer[:-1]
+                places += range(opening, opening + len(answer) - 1)
+            fed = tuple(len(answer) - 1 for answer in group.answers)
+            spans.append(Span(row, start, opening, fed))
+        input_ids.append(ids)
+        positions.append(places)
+    width = max(map(len, input_ids))
+    every = [group for groups in rows_of_groups for group in groups]
     return Batch(
-        torch.tensor([input_ids]),
-        torch.tensor([positions]),
-        torch.tensor(rows),
-        _targets(groups),
-        _lengths(groups),
-        len(input_ids),
+        _padded(input_ids, width),
+        _padded(positions, width),
+        torch.tensor([row * width + place for row, place in predicting]),
+        _targets(every),
+        _lengths(every),
+        sum(map(len, input_ids)),
         tuple(spans),
     )
 
 
-def _side_by_side(groups: Sequence[Group]) -> Batch:
+def _concat(groups: Sequence[Group]) -> Batch:
     """No mask goes with it: attention is causal, so nothing that counts ever sees the padding."""
     fed = [(group.prompt + answer)[:-1] for group in groups for answer in group.answers]
     openings = [len(group.prompt) for group in groups for _ in group.answers]
     width = max(map(len, fed))
-    input_ids_RT = torch.zeros(len(fed), width, dtype=torch.long)
-    rows: list[int] = []
+    predicting: list[int] = []
     for row, (tokens, opening) in enumerate(zip(fed, openings, strict=True)):
-        input_ids_RT[row, : len(tokens)] = torch.tensor(tokens)
-        rows += range(row * width + opening - 1, row * width + len(tokens))
+        predicting += range(row * width + opening - 1, row * width + len(tokens))
     return Batch(
-        input_ids_RT,
+        _padded(fed, width),
         None,
-        torch.tensor(rows),
+        torch.tensor(predicting),
         _targets(groups),
         _lengths(groups),
         sum(map(len, fed)),
         None,
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    padded_RT = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, values in enumerate(rows):
+        padded_RT[row, : len(values)] = torch.tensor(values)
+    return padded_RT
 
 
 def _targets(groups: Sequence[Group]) -> Tensor:

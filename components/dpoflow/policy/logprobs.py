@@ -1,25 +1,25 @@
 """How likely a model finds answers: summed log-probabilities, with gradients or without.
 
 Reads   a causal language model, prompts and answers as token ids
-Gives   `response_logps` (training), `pair_logps` and `answer_nll` (scoring)
+Gives   `Scorer` (training), `pair_logps` and `answer_nll` (scoring)
 Not     the objective (train/losses.py), tokenising (tokenise.py), batches (layout.py)
-Shapes  N answer tokens in a batch, H hidden, B pairs
+Shapes  N answer tokens in a batch, H hidden
 
 The language-model head is much of a small model's work, so it sees answer rows only. Its products
 may be bfloat16; the softmax is float32.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import Message
-from dpoflow.policy.attention import may_share, sharing
-from dpoflow.policy.head import token_logps
-from dpoflow.policy.layout import Batch, Group, group_of, lay_out
+from dpoflow.policy.attention import arguments, attending, why_concat
+from dpoflow.policy.head import TokenScores, token_scores
+from dpoflow.policy.layout import Batch, Group, LayoutName, group_of, lay_out
 from dpoflow.policy.tokenise import EncodedPair, answer_tokens, prompt_tokens
 from dpoflow.state.events import Events
 
@@ -27,21 +27,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def answer_logps(model: nn.Module, batch: Batch) -> Tensor:
-    """Summed log-probability of each answer in `batch`, float32, with gradients where wanted."""
-    plain = without_adapters(model)
-    with sharing(plain, batch) as arguments:
-        out = plain.base_model(input_ids=batch.input_ids_RT, use_cache=False, **arguments)
-    hidden_NH = out.last_hidden_state.flatten(0, 1).index_select(0, batch.rows_N)
-    logps_N = token_logps(plain.get_output_embeddings(), hidden_NH, batch.targets_N)
-    # Sum, not mean: eq. 7 is over whole responses. Length-normalising is another objective.
-    return torch.stack([logps.sum() for logps in logps_N.split(list(batch.lengths))])
+class Scorer(nn.Module):
+    """A language model whose forward pass scores answers: what DDP and FSDP must wrap."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> TokenScores:
+        """Score each answer token of `batch`."""
+        plain = without_adapters(self.model)
+        out = plain.base_model(input_ids=batch.input_ids_RT, use_cache=False, **arguments(batch))
+        hidden_NH = out.last_hidden_state.flatten(0, 1).index_select(0, batch.rows_N)
+        return token_scores(plain.get_output_embeddings(), hidden_NH, batch.targets_N)
 
 
-def response_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities of a batch of pairs: (chosen_B, rejected_B)."""
-    chosen_B, rejected_B = answer_logps(model, batch).view(-1, 2).unbind(dim=1)
-    return chosen_B, rejected_B
+def answer_sums(values_N: Tensor, batch: Batch) -> Tensor:
+    """Values of tokens, summed over each answer."""
+    # Sum, not mean: eq. 7 is over whole responses. What normalises by length says so itself.
+    return torch.stack([values.sum() for values in values_N.split(list(batch.lengths))])
 
 
 def without_adapters(model: Any) -> Any:
@@ -49,9 +53,19 @@ def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def shares_prompts(model: nn.Module) -> bool:
-    """Whether `lay_out` may share prompts for this model."""
-    return may_share(without_adapters(model))
+def choose_layout(model: nn.Module, wanted: LayoutName | Literal["auto"]) -> LayoutName:
+    """`packed` wherever the model can share prompts; ConfigError if it cannot and was asked to."""
+    reason = why_concat(without_adapters(model))
+    if wanted == "auto":
+        return "packed" if reason is None else "concat"
+    if wanted != "concat" and reason is not None:
+        raise ConfigError(f"train.layout {wanted} is not for this model: {reason}; say auto")
+    return wanted
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its weights lie."""
+    return next(model.parameters()).device
 
 
 @torch.no_grad()
@@ -89,12 +103,12 @@ def _scores(
 ) -> Iterator[tuple[int, list[float]]]:
     """(place of a group, the log-probability of each of its answers), longest groups first."""
     check_head(model)
-    num_done, shared = 0, shares_prompts(model)
-    model.eval()
+    num_done, layout, scorer = 0, choose_layout(model, "auto"), Scorer(model).eval()
     for places in batches_by_length([group.longest for group in groups], batch_size):
         chosen = [groups[place] for place in places]
-        with autocast(model.device, dtype):
-            logps = answer_logps(model, lay_out(chosen, shared=shared).to(model.device)).tolist()
+        batch = lay_out(chosen, layout).to(model.device)
+        with attending(model, layout), autocast(model.device, dtype):
+            logps = answer_sums(scorer(batch).logps_N, batch).tolist()
         for place, group in zip(places, chosen, strict=True):
             yield place, [logps.pop(0) for _ in group.answers]
         num_done += len(places)

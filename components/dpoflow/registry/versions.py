@@ -21,7 +21,7 @@ from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailab
 from dpoflow.contracts.results import RegisterResult
 from dpoflow.registry.lineage import Evidence
 from dpoflow.state.files import publish, write_text
-from dpoflow.tracking.settings import quiet_mlflow, quoted
+from dpoflow.tracking.settings import public, quiet_mlflow, quoted
 from dpoflow.tracking.step_run import STEP_RUN
 
 if TYPE_CHECKING:
@@ -169,9 +169,16 @@ def read_version(name: str, version: int) -> RecordedVersion:
     client = _client()
     try:
         found = client.get_model_version(name, str(version))
-    except mlflow.MlflowException:
+    except mlflow.MlflowException as error:
+        where = public(mlflow.get_tracking_uri())
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise ServiceUnavailable(
+                f"MLflow at {where} does not tell of {name}/{version} ({quoted(error.message)}); "
+                "check MLFLOW_TRACKING_URI and try again"
+            ) from None
         raise ConfigError(
-            f"no version {name}/{version} in the registry at hand; see: dpoflow status"
+            f"no version {name}/{version} in MLflow at {where}; the end of a run and its "
+            "summary.json name the version that it recorded"
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         local = Path(download_artifacts(f"models:/{name}/{version}", dst_path=folder))

@@ -53,7 +53,8 @@ def data_files(uri: str) -> Found:
     if why:
         shown = uri[:200] if uri.isprintable() else ascii(uri[:200])
         raise ConfigError(
-            f"data.sources[].uri {shown} {why}; relative paths start at the spec's folder"
+            f"data.sources[].uri {shown} {why}; a relative path starts at the "
+            "spec's folder, one given with --set where you are"
         )
     if root.is_dir():
         found = _in_folder(root, uri)

@@ -1,86 +1,106 @@
-"""What the reference thinks of every pair: computed once, before the first update.
+"""What the reference thinks of every pair: computed once, kept by content, used by every later run.
 
-Reads   the model as it starts, the plan's first look at each pair
-Gives   `margins`: log p(chosen) - log p(rejected) of each pair, kept on disk for a resumed run
+Reads   the reference, the plan's first look at each pair
+Gives   `reference_logps`: log p of every token, kept under `ROOT/reference/KEY.safetensors`
 Not     the policy's own log-probabilities (trainer.py)
 
-The same code, types and batches as in training: so policy and reference agree on the first batch to
-the last bit, and the first loss is ln 2.
+KEY is the digest of the model's folder (weights, tokenizer, template), the tokens as they lie in
+batches, the layout and the type of products: everything the numbers depend on, and nothing else, so
+that runs with other learning rates, betas, objectives or homes share them. Batches belong to it
+because bfloat16 rounds a row differently in other company: computed as in training, policy and
+reference agree on the first batch to the last bit, and the first loss is ln 2.
 """
 
+import hashlib
+import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from dpoflow.contracts.base import sha256_json
+from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import name_of
-from dpoflow.policy.layout import Group, lay_out
-from dpoflow.policy.logprobs import autocast, response_logps, shares_prompts
+from dpoflow.policy.layout import Group, LayoutName, lay_out
+from dpoflow.policy.logprobs import Scorer, autocast, device_of
 from dpoflow.state.events import Events
+from dpoflow.train.plan import Batch
 
 
-def margins(
-    model: PreTrainedModel,
+class ReferenceLogps:
+    """log p of each token of each answer; NaN where no batch held the pair."""
+
+    def __init__(self, groups: Sequence[Group], flat: Tensor) -> None:
+        lengths = [len(answer) for group in groups for answer in group.answers]
+        self._of_answer = flat.split(lengths)
+        self._answers = len(groups[0].answers)
+        self.sums_PA = torch.stack([part.sum() for part in self._of_answer]).view(len(groups), -1)
+        """Summed over each answer: [pairs, answers of a pair]."""
+
+    def tokens_of(self, places: Sequence[int]) -> Tensor:
+        """Of these pairs' tokens, in the order in which a batch of them has its answers."""
+        many = self._answers
+        return torch.cat([p for at in places for p in self._of_answer[at * many : (at + 1) * many]])
+
+
+def reference_logps(
+    model: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[tuple[int, ...]],
+    batches: Sequence[Batch],
     *,
+    model_digest: str,
+    layout: LayoutName,
     dtype: torch.dtype,
     keep: Path,
     events: Events,
-) -> Tensor:
-    """The reference margin of each group, by place; NaN for one that no batch holds."""
-    key = sha256_json([[(g.prompt, g.answers) for g in groups], batches, name_of(dtype)])
-    kept = _read(keep, key)
-    if kept is not None:
-        return kept
-    found = torch.full((len(groups),), torch.nan)
-    firsts = _first_look(batches)
-    num_done, num_pairs = 0, sum(map(len, firsts))
-    for batch in firsts:
-        found[list(batch)] = _margin(model, [groups[place] for place in batch], dtype)
-        num_done += len(batch)
-        events.progress("reference", num_done, num_pairs, unit="pairs")
-    _write(keep, key, found)
-    return found
-
-
-def _first_look(batches: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The batches of the first epoch, whole or in part: those before any pair comes again."""
-    seen: set[int] = set()
-    firsts: list[tuple[int, ...]] = []
-    for batch in batches:
-        if not seen.isdisjoint(batch):
-            break
-        seen.update(batch)
-        firsts.append(batch)
-    return firsts
+) -> ReferenceLogps:
+    """Those of `keep` if all that they depend on is the same, else computed and kept there."""
+    key = _key(groups, batches, f"{model_digest} {layout} {name_of(dtype)}")
+    path = keep / f"{key}.safetensors"
+    if path.is_file():
+        events.say(f"reference log-probabilities {key[:12]} are there", phase="reference")
+        return ReferenceLogps(groups, load_file(path)["logps"])
+    flat = _computed(model, groups, batches, layout, dtype, events)
+    keep.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    save_file({"logps": flat}, draft)
+    draft.replace(path)
+    return ReferenceLogps(groups, flat)
 
 
 @torch.no_grad()
-def _margin(model: PreTrainedModel, groups: Sequence[Group], dtype: torch.dtype) -> Tensor:
-    model.eval()
-    batch = lay_out(groups, shared=shares_prompts(model)).to(model.device)
-    with autocast(model.device, dtype):
-        chosen_B, rejected_B = response_logps(model, batch)
-    return (chosen_B - rejected_B).cpu()
+def _computed(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    layout: LayoutName,
+    dtype: torch.dtype,
+    events: Events,
+) -> Tensor:
+    parts = [torch.full((sum(map(len, group.answers)),), torch.nan) for group in groups]
+    scorer, device = Scorer(model).eval(), device_of(model)
+    num_done, num_pairs = 0, sum(map(len, batches))
+    for places in batches:
+        batch = lay_out([groups[place] for place in places], layout).to(device)
+        with attending(model, layout), autocast(device, dtype):
+            logps_N = scorer(batch).logps_N.cpu()
+        sizes = [len(parts[place]) for place in places]
+        for place, logps in zip(places, logps_N.split(sizes), strict=True):
+            parts[place] = logps
+        num_done += len(places)
+        events.progress("reference", num_done, num_pairs, unit="pairs")
+    return torch.cat(parts)
 
 
-def _read(path: Path, key: str) -> Tensor | None:
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as kept:
-        if (kept.metadata() or {}).get("key") != key:
-            return None
-        margins: Tensor = kept.get_tensor("margins")
-        return margins
-
-
-def _write(path: Path, key: str, found: Tensor) -> None:
-    draft = path.with_suffix(".draft")
-    save_file({"margins": found}, draft, metadata={"key": key})
-    draft.replace(path)
+def _key(groups: Sequence[Group], batches: Sequence[Batch], rest: str) -> str:
+    digest = hashlib.sha256(rest.encode())
+    for batch in batches:
+        digest.update(b"\nbatch")
+        for place in batch:
+            group = groups[place]
+            for tokens in (group.prompt, *group.answers):
+                digest.update(f"\n{place} {len(tokens)} ".encode())
+                digest.update(array("q", tokens).tobytes())
+    return digest.hexdigest()

@@ -6,14 +6,15 @@ Gives   a model directory (safetensors, tokenizer, chat template) with training.
 Not     making pairs (synthesize/), judging the policy (evaluate/)
 
 Killed at any moment and called again with the same arguments, it ends in the same policy, bit for
-bit on a CPU: the plan is a function of the seed, reference margins and checkpoints lie in
-`state.work`.
+bit on a CPU: the plan is a function of the seed, checkpoints lie in `state.work`, and what the
+reference thinks lies in the home for every run.
 """
 
 import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dpoflow.contracts import manifest
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.manifest import digest_of
+from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy import load
+from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import choose, name_of
-from dpoflow.policy.layout import group_of
-from dpoflow.policy.logprobs import check_head
+from dpoflow.policy.layout import Group, group_of
+from dpoflow.policy.logprobs import check_head, choose_layout
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.events import Events
 from dpoflow.state.step import StepState
-from dpoflow.train import checkpoint, reference
-from dpoflow.train.plan import plan
+from dpoflow.train import checkpoint
+from dpoflow.train.examples import Examples, strangers
+from dpoflow.train.plan import first_look, plan
+from dpoflow.train.reference import ReferenceLogps, reference_logps
 from dpoflow.train.trainer import DpoTrainer
 
 
@@ -50,27 +55,63 @@ def run(
     dtype = choose(config.dtype, start, remember=state.root / "dtype.json")
     check_head(start)
     trained = _prepare(start, config)
+    layout = choose_layout(trained, config.layout)
     groups = [group_of(pair) for pair in encoded]
-    batches = plan(
+    updates = plan(
         [group.longest for group in groups],
         batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
         epochs=config.epochs,
         seed=config.seed,
     )
-    margins = reference.margins(
-        trained,
-        groups,
-        batches,
-        dtype=dtype,
-        keep=state.work / "reference.safetensors",
-        events=state.events,
-    )
+
+    def ask_reference(these: Sequence[Group]) -> ReferenceLogps:
+        return reference_logps(
+            trained,
+            these,
+            first_look(updates),
+            model_digest=_digest(model),
+            layout=layout,
+            dtype=dtype,
+            keep=state.root / "reference",
+            events=state.events,
+        )
+
+    examples = _examples([pair.pair_id for pair in encoded], groups, config, ask_reference)
     folder = state.work / "checkpoints"
     trainer = DpoTrainer(
-        trained, groups, margins, batches, config, dtype=dtype, folder=folder, events=state.events
+        trained,
+        examples,
+        updates,
+        config,
+        layout=layout,
+        dtype=dtype,
+        folder=folder,
+        events=state.events,
     )
-    _train(trainer, folder, state.events)
+    with attending(trained, layout):
+        _train(trainer, folder, state.events)
     return _export(trainer, config, encoded, dropped, name_of(dtype), model, policy, state.events)
+
+
+def _digest(model: Path) -> str:
+    """The model folder's digest: from its manifest, or from its bytes where it has none."""
+    sealed = (model / manifest.FILE_NAME).is_file()
+    return manifest.read(model).digest if sealed else manifest.digest_of(model)
+
+
+def _examples(
+    pair_ids: Sequence[str],
+    groups: Sequence[Group],
+    config: TrainConfig,
+    ask: Callable[[Sequence[Group]], ReferenceLogps],
+) -> Examples:
+    if config.loss in REFERENCE_FREE:
+        return Examples(pair_ids, groups, reference=None)
+    if config.loss != "kto":
+        return Examples(pair_ids, groups, ask(groups))
+    others = strangers(groups, config.seed)
+    return Examples(pair_ids, groups, ask(groups), others, ask(others))
 
 
 def _check_alone() -> None:
@@ -172,7 +213,7 @@ def _export(
     events: Events,
 ) -> TrainResult:
     events.say("writing the policy", phase="writing")
-    _write_weights(trainer.model, policy)
+    _write_weights(trainer.policy, policy)
     _copy_words(model, policy)
     notes = trainer.notes()
     outcome = {
@@ -192,7 +233,7 @@ def _export(
     }
     (policy / "training.json").write_text(canonical_json(story) + "\n", encoding="utf-8")
     return TrainResult.model_validate(
-        {**outcome, "policy_digest": digest_of(policy), "seconds": notes.seconds}
+        {**outcome, "policy_digest": manifest.digest_of(policy), "seconds": notes.seconds}
     )
 
 

@@ -1,11 +1,12 @@
 """The training loop: transformers' Trainer, with our objective, order, log and checkpoints.
 
-Reads   a model, encoded pairs, their reference margins, a plan of batches
+Reads   a model, encoded pairs, what the reference thinks of them, a plan of updates
 Gives   `DpoTrainer`; after `train()` its `notes()` hold the losses and the last margins
-Not     the objective (losses.py), the order (plan.py), the policy's folder (step.py)
-Shapes  B pairs in the batch
+Not     objectives (losses.py), the order (plan.py), figures (figures.py), the folder (step.py)
+Shapes  B pairs in the batch, N answer tokens
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -19,12 +20,16 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.policy.layout import Group, lay_out
-from dpoflow.policy.logprobs import autocast, response_logps, shares_prompts
+from dpoflow.policy.layout import Batch, LayoutName, lay_out
+from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint
-from dpoflow.train.losses import dpo_loss, reward_margin, sft_loss
+from dpoflow.train.examples import Examples
+from dpoflow.train.figures import Figures
+from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
+from dpoflow.train.plan import Update
 
 
 class Notes(Contract):
@@ -38,108 +43,114 @@ class Notes(Contract):
     """Place of a pair to its reward margin when it was last seen."""
 
 
-class _Update:
-    """Sums over the batches of one update."""
-
-    def __init__(self) -> None:
-        self.num_pairs, self.num_tokens, self.num_right = 0, 0, 0
-        self.sums: dict[str, float] = {}
-        self.began = time.monotonic()
-
-    def add(self, num_tokens: int, reward_B: Tensor, **values_B: Tensor) -> None:
-        self.num_pairs += len(reward_B)
-        self.num_tokens += num_tokens
-        self.num_right += int((reward_B > 0).sum())
-        for name, value_B in {"reward_margin": reward_B, **values_B}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value_B.double().sum())
-
-    def means(self) -> dict[str, float]:
-        spent = time.monotonic() - self.began
-        return {
-            **{f"train/{name}": total / self.num_pairs for name, total in self.sums.items()},
-            "train/reward_accuracy": self.num_right / self.num_pairs,
-            "train/tokens_per_s": self.num_tokens / spent if spent > 0 else 0.0,
-        }
-
-
 class DpoTrainer(Trainer):
-    """One item of its data set is one batch of the plan, so that the plan alone sets the order."""
+    """One item of its data set is one update of the plan, so that the plan alone sets the order."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        groups: Sequence[Group],
-        reference_margins: Tensor,
-        batches: Sequence[tuple[int, ...]],
+        examples: Examples,
+        updates: Sequence[Update],
         config: TrainConfig,
         *,
+        layout: LayoutName,
         dtype: torch.dtype,
         folder: Path,
         events: Events,
+        starts_at_reference: bool = True,
     ) -> None:
-        planned = _Batches(batches)
+        planned = _Updates(updates)
         super().__init__(
-            model=model,
+            model=Scorer(model),
             args=_arguments(config, folder),
             train_dataset=planned,
-            data_collator=self._collate,
+            data_collator=lambda items: {"update": items[0]},
         )
         self.remove_callback(PrinterCallback)
-        self.loss_is_scaled_for_ga = False  # ours is a mean over the batch
         self._first_loss: float | None = None
         self._last_loss, self._seconds = math.nan, 0.0
         self._margins: dict[int, float] = {}
-        self._model, self._batches = model, planned
-        self._shared = shares_prompts(model)
-        self._groups, self._reference_margins = groups, reference_margins
-        self._config, self._dtype, self._events = config, dtype, events
-        self._folder, self._update = folder, _Update()
+        self.policy, self._updates, self._examples = model, planned, examples
+        self._layout, self._dtype = layout, dtype
+        self._config, self._events = config, events
+        self._folder, self._figures = folder, Figures()
+        self._starts_at_reference = starts_at_reference and config.loss not in REFERENCE_FREE
 
-    def _collate(self, items: list[tuple[int, ...]]) -> dict[str, Any]:
-        (places,) = items
-        chosen = [self._groups[place] for place in places]
-        return {"places": places, "batch": lay_out(chosen, shared=self._shared)}
-
-    def compute_loss(
+    def training_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,  # the Trainer's signature
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The mean over one batch of eq. 7, and of the supervised term where it has a weight."""
-        places, device = list(inputs["places"]), self.args.device
-        batch = inputs["batch"].to(device)
-        with autocast(device, self._dtype):
-            chosen_B, rejected_B = response_logps(model, batch)
-        policy_B, reference_B = chosen_B - rejected_B, self._reference_margins[places].to(device)
-        loss_B = dpo_loss(policy_B, reference_B, beta=self._config.beta)
-        reward_B = reward_margin(policy_B, reference_B, beta=self._config.beta).detach()
-        sft_B = sft_loss(chosen_B, torch.tensor(batch.lengths[::2], device=device))
-        self._check(loss_B.detach(), places)
-        self._update.add(
-            batch.num_tokens,
-            reward_B,
-            loss=loss_B.detach(),
-            sft_loss=sft_B.detach(),
-            chosen_logps=chosen_B.detach(),
-            rejected_logps=rejected_B.detach(),
-        )
-        self._margins.update(zip(places, reward_B.tolist(), strict=True))
-        loss = loss_B.mean()
-        if self._config.sft_weight:
-            loss = loss + self._config.sft_weight * sft_B.mean()
-        return (loss, {}) if return_outputs else loss
+        num_items_in_batch: Any = None,  # the Trainer's signature
+    ) -> Tensor:
+        """Gradients of one update: the mean over its pairs, however they are cut into batches."""
+        model.train()
+        batches, total = inputs["update"], torch.zeros((), dtype=torch.float64)
+        num_pairs = sum(map(len, batches))
+        for number, places in enumerate(batches, start=1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self._loss(model, places).sum() / num_pairs
+                self.accelerator.backward(loss)
+            total += loss.detach().cpu()
+        return total
 
-    def _check(self, loss_B: Tensor, places: Sequence[int]) -> None:
+    def _loss(self, model: nn.Module, places: Sequence[int]) -> Tensor:
+        """The objective and, where it has a weight, the supervised term, of each pair."""
+        config, device = self._config, self.args.device
+        batch = lay_out([self._examples.groups[place] for place in places], self._layout).to(device)
+        with autocast(device, self._dtype):
+            scores = model(batch)
+        of = self._scored(model, answer_sums(scores.logps_N, batch), batch, places)
+        loss_B = OBJECTIVES[config.loss](of, config)
+        self._check(loss_B.detach(), of, places)
+        reference = self._examples.reference
+        tokens_N = reference.tokens_of(places) if reference else None
+        margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
+        self._margins.update(zip(places, margin_B.tolist(), strict=True))
+        if config.sft_weight:
+            loss_B = loss_B + config.sft_weight * sft_loss(of.chosen_B, of.chosen_tokens_B)
+        return loss_B
+
+    def _scored(self, model: nn.Module, sums_A: Tensor, batch: Batch, at: Sequence[int]) -> Scored:
+        reference, nothing_A = self._examples.reference, torch.zeros_like(sums_A)
+        known_A = reference.sums_PA[list(at)].flatten().to(sums_A) if reference else nothing_A
+        tokens_A = torch.tensor(batch.lengths).to(sums_A)
+        moved = self._kl(model, at) if self._config.loss == "kto" else sums_A.new_zeros(())
+        return Scored(
+            chosen_B=sums_A[::2],
+            rejected_B=sums_A[1::2],
+            chosen_ref_B=known_A[::2],
+            rejected_ref_B=known_A[1::2],
+            chosen_tokens_B=tokens_A[::2],
+            rejected_tokens_B=tokens_A[1::2],
+            kl=moved,
+        )
+
+    @torch.no_grad()
+    def _kl(self, model: nn.Module, places: Sequence[int]) -> Tensor:
+        """KTO's z0: the mean log-ratio of answers to other prompts, at least 0."""
+        groups, reference = self._examples.strangers, self._examples.strangers_reference
+        assert groups is not None
+        assert reference is not None
+        batch = lay_out([groups[place] for place in places], self._layout).to(self.args.device)
+        with autocast(self.args.device, self._dtype):
+            sums_A = answer_sums(model(batch).logps_N, batch)
+        return (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A)).mean().clamp(min=0)
+
+    def _check(self, loss_B: Tensor, of: Scored, places: Sequence[int]) -> None:
         if not torch.isfinite(loss_B).all():
+            broken = [
+                self._examples.pair_ids[place]
+                for place, loss in zip(places, loss_B.tolist(), strict=True)
+                if not math.isfinite(loss)
+            ]
             raise DataRejected(
-                f"the loss at update {self.state.global_step + 1} is not finite (pairs {places}); "
-                "lower train.learning_rate, or make train.dtype float32"
+                f"the loss at update {self.state.global_step + 1} is not finite (pairs "
+                f"{', '.join(broken[:3])}); lower train.learning_rate, or make train.dtype float32"
             )
-        if self._first_loss is None:
-            gap = (loss_B - math.log(2)).abs().max().item()
-            assert gap < 1e-3, f"policy and reference differ by {gap} in loss before any update"
+        if self._first_loss is None and self._starts_at_reference:
+            gap = (of.policy_margin - of.reference_margin).detach().abs().max().item()
+            assert gap < 1e-2, f"policy and reference differ by {gap} nats before any update"
 
     def notes(self) -> Notes:
         """What happened so far."""
@@ -157,7 +168,7 @@ class DpoTrainer(Trainer):
             return  # the summary at the end
         update, total = self.state.global_step, self.state.max_steps
         values = {
-            **self._update.means(),
+            **self._figures.means(),
             "train/grad_norm": float(logs["grad_norm"]),
             "train/learning_rate": float(logs["learning_rate"]),
         }
@@ -168,18 +179,18 @@ class DpoTrainer(Trainer):
             )
         self._events.metrics(update, values, phase="training")
         self._events.progress("training", update, total, unit="updates")
-        self._seconds += time.monotonic() - self._update.began
+        self._seconds += time.monotonic() - self._figures.began
         self._last_loss = values["train/loss"]
         if self._first_loss is None:
             self._first_loss = self._last_loss
-        self._update = _Update()
+        self._figures = Figures()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: our inputs are not the model's own."""
         return 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        return SequentialSampler(self._batches)
+        return SequentialSampler(self._updates)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -189,7 +200,7 @@ class DpoTrainer(Trainer):
         checkpoint.save(
             self._folder,
             self.state.global_step,
-            model=self._model,
+            model=self.policy,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
             trainer_state=self.state,
@@ -197,7 +208,7 @@ class DpoTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_weights(Path(resume_from_checkpoint), self._model)
+        checkpoint.load_weights(Path(resume_from_checkpoint), self.policy)
         notes = Notes.model_validate(checkpoint.notes(Path(resume_from_checkpoint)))
         self._first_loss, self._last_loss = notes.first_loss, notes.last_loss
         self._seconds, self._margins = notes.seconds, dict(notes.margins)
@@ -211,22 +222,21 @@ class DpoTrainer(Trainer):
             checkpoint.load_rng(Path(folder))
 
 
-class _Batches(Dataset[tuple[int, ...]]):
-    def __init__(self, batches: Sequence[tuple[int, ...]]) -> None:
-        self._batches = batches
+class _Updates(Dataset[Update]):
+    def __init__(self, updates: Sequence[Update]) -> None:
+        self._updates = updates
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._updates)
 
-    def __getitem__(self, place: int) -> tuple[int, ...]:
-        return self._batches[place]
+    def __getitem__(self, place: int) -> Update:
+        return self._updates[place]
 
 
 def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=1,  # one item is one batch of the plan
-        gradient_accumulation_steps=config.gradient_accumulation,
+        per_device_train_batch_size=1,  # one item is one update of the plan
         num_train_epochs=1,  # the plan holds every epoch
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,

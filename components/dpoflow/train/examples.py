@@ -1,0 +1,45 @@
+"""All that training needs to know of its pairs, by place.
+
+Reads   encoded pairs
+Gives   `Examples`, `strangers` (KTO's unrelated answers)
+Not     the order they are seen in (plan.py), what the reference thinks (reference.py)
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.policy.layout import Group
+from dpoflow.train.reference import ReferenceLogps
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Pairs as groups of chosen and rejected, with what the reference thinks of them."""
+
+    pair_ids: Sequence[str]
+    groups: Sequence[Group]
+    reference: ReferenceLogps | None
+    """None for objectives that compare with none."""
+    strangers: Sequence[Group] | None = None
+    """Each prompt with the answers to another: KTO measures on them how far the policy moved."""
+    strangers_reference: ReferenceLogps | None = None
+
+
+def strangers(groups: Sequence[Group], seed: int) -> list[Group]:
+    """Each prompt with the answers of the next pair, in an order of its own, that asks another."""
+    order = list(range(len(groups)))
+    random.Random(f"{seed}:strangers").shuffle(order)  # noqa: S311
+    found: dict[int, Group] = {}
+    for at, place in enumerate(order):
+        prompt = groups[place].prompt
+        others = (groups[order[(at + step) % len(order)]] for step in range(1, len(order)))
+        other = next((group for group in others if group.prompt != prompt), None)
+        if other is None:
+            raise DataRejected(
+                "train.loss kto measures how far the policy moved on answers to other prompts, and "
+                "every pair has the same prompt; add other prompts, or use another train.loss"
+            )
+        found[place] = Group(prompt, other.answers)
+    return [found[place] for place in range(len(groups))]

@@ -1,0 +1,106 @@
+"""The figures of one update: sums over its batches and processes, told as means.
+
+Reads   what an objective saw of each batch
+Gives   `Figures`, `rewards`
+Not     where figures go (trainer.py), what they warn of (alarms.py)
+Shapes  B pairs in the batch, N answer tokens
+"""
+
+import time
+
+import torch
+from torch import Tensor
+from torch import distributed as group_of_processes
+
+from dpoflow.contracts.objectives import REFERENCE_FREE
+from dpoflow.contracts.spec import TrainConfig
+from dpoflow.policy.head import TokenScores
+from dpoflow.policy.layout import Batch
+from dpoflow.train.losses import Scored, sft_loss
+
+
+def rewards(of: Scored, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Implicit rewards of (chosen_B, rejected_B): beta times the log-ratio to the reference.
+
+    Without a reference, beta times nats a token (Meng et al. 2024, eq. 4).
+    """
+    if config.loss in REFERENCE_FREE:
+        mean = of.by_token()
+        return config.beta * mean.chosen_B, config.beta * mean.rejected_B
+    return (
+        config.beta * (of.chosen_B - of.chosen_ref_B),
+        config.beta * (of.rejected_B - of.rejected_ref_B),
+    )
+
+
+class Figures:
+    """Sums over pairs and over tokens; `means()` divides them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    def add(
+        self,
+        config: TrainConfig,
+        batch: Batch,
+        of: Scored,
+        scores: TokenScores,
+        reference_N: Tensor | None,
+        loss_B: Tensor,
+    ) -> Tensor:
+        """Count one batch; gives the reward margin of each pair."""
+        with torch.no_grad():
+            chosen_B, rejected_B = rewards(of, config)
+            margin_B = chosen_B - rejected_B
+            by_pair = {
+                "loss": loss_B,
+                "sft_loss": sft_loss(of.chosen_B, of.chosen_tokens_B),
+                "reward_chosen": chosen_B,
+                "reward_rejected": rejected_B,
+                "reward_margin": margin_B,
+                "reward_accuracy": margin_B > 0,
+                "chosen_logps": of.chosen_B,
+                "rejected_logps": of.rejected_B,
+                "chosen_tokens": of.chosen_tokens_B,
+                "rejected_tokens": of.rejected_tokens_B,
+            }
+            chosen_N = _of_chosen(batch).to(scores.top_N.device)
+            by_token = {"entropy": scores.entropy_N, "token_accuracy": scores.top_N[chosen_N]}
+            if reference_N is not None:
+                gap_N = reference_N.to(scores.logps_N.device) - scores.logps_N
+                # Schulman's k3 on the data's own tokens: never negative, 0 where nothing moved.
+                by_token["kl"] = gap_N.exp() - 1 - gap_N
+        for name, values in {**by_pair, **by_token}.items():
+            self._count(name, float(values.detach().double().sum()), len(values))
+        self._count("fed", batch.num_tokens, 0)
+        return margin_B
+
+    def _count(self, name: str, total: float, many: int) -> None:
+        for key, value in ((name, total), (f"{name} n", many)):
+            self._sums[key] = self._sums.get(key, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Every figure by its name in MLflow; the same in every process."""
+        sums, spent = _everywhere(self._sums), time.monotonic() - self.began
+        names = [name for name in sums if sums.get(f"{name} n")]
+        return {
+            **{f"train/{name}": sums[name] / sums[f"{name} n"] for name in names},
+            "train/pairs_per_s": sums["loss n"] / spent if spent > 0 else 0.0,
+            "train/tokens_per_s": sums["fed"] / spent if spent > 0 else 0.0,
+        }
+
+
+def _of_chosen(batch: Batch) -> Tensor:
+    """Which answer tokens are of the first of two answers."""
+    first = torch.arange(len(batch.lengths)) % 2 == 0
+    return first.repeat_interleave(torch.tensor(batch.lengths))
+
+
+def _everywhere(sums: dict[str, float]) -> dict[str, float]:
+    if not group_of_processes.is_initialized():
+        return sums
+    names = sorted(sums)
+    totals = torch.tensor([sums[name] for name in names], dtype=torch.float64)
+    group_of_processes.all_reduce(totals)
+    return dict(zip(names, totals.tolist(), strict=True))
