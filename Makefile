@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix bench clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -10,7 +10,7 @@ PYTEST = $(PYTHON) -m pytest $(ARGS)
 
 help: ## This list
 	@echo "make VERB    (ARGS='…' goes to pytest: make test ARGS='-k gate -x')"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## .venv with everything in it; at once where nothing changed
 	@bash infra/local/setup.sh
@@ -34,10 +34,16 @@ fix: setup ## What ruff can mend by itself
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+parity: setup ## Our losses, gradients and metrics beside those of TRL 1.16, every case
+	$(PYTEST) -p tests.no_skips tests/parity
+
+bench-train: setup ## Our training step beside TRL's; build/bench/train.json
+	$(PYTHON) -m tests.bench.bench_train $(ARGS)
+
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \
 	if (( $${#programs[@]} == 0 )); then echo "make bench: tests/bench holds no bench_*.py yet"; fi; \
-	for program in "$${programs[@]}"; do echo "== $$program"; $(PYTHON) "$$program"; done
+	for program in "$${programs[@]}"; do echo "== $$program"; module=$${program%.py}; $(PYTHON) -m "$${module//\//.}"; done
 
 clean: ## Away with build, dist and caches; .venv and .dpoflow stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -160,6 +160,44 @@ def test_the_backward_pass_of_the_head_is_the_derivative_of_its_forward_pass(
     assert torch.autograd.gradcheck(scored, (hidden, *layer.parameters()))
 
 
+@pytest.mark.parametrize("part", [1 << 25, 1800, 900])
+@pytest.mark.parametrize("right", [True, False], ids=["expected", "surprised"])
+def test_gradients_made_on_expectation_are_exact_whether_it_was_right_or_wrong(
+    part: int, monkeypatch: pytest.MonkeyPatch, *, right: bool
+) -> None:
+    """1800: a pair at a time; 900: no pair fits, so nothing is expected."""
+    monkeypatch.setattr(policy_head, "PART", part)
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(8, 300).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    rows = [torch.randn(11, 8).double().mul(3).requires_grad_() for _ in range(2)]
+    rows[1].data.copy_(rows[0].data)
+    targets, lengths = torch.randint(0, 300, (11,)), (2, 3, 5, 1)
+    steep = torch.tensor([0.5, -0.25, 2.0, -1.0]).double()
+
+    def slopes(among: slice, sums: torch.Tensor) -> torch.Tensor:
+        return steep[among] if right else steep[among] * sums
+
+    expectation = policy_head.Expectation(lengths, 2, slopes)
+    got = policy_head.token_scores(ours, rows[0], targets, expectation)
+    plain = theirs(rows[1]).log_softmax(dim=1)
+    expected = plain.gather(1, targets.unsqueeze(1)).squeeze(1)
+    weights = steep.repeat_interleave(torch.tensor(lengths)) / 7
+    for logps in (got.logps_N, expected):
+        (logps * weights).sum().backward()
+
+    assert torch.allclose(got.logps_N, expected)
+    assert torch.allclose(got.entropy_N, -(plain.exp() * plain).sum(dim=1))
+    assert got.top_N.tolist() == (plain.argmax(dim=1) == targets).tolist()
+    for mine, other in (
+        (rows[0], rows[1]),
+        *zip(ours.parameters(), theirs.parameters(), strict=True),
+    ):
+        assert mine.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(mine.grad, other.grad)
+
+
 def test_bfloat16_products_stay_near_float32_and_leave_float32_gradients() -> None:
     exact, model = tiny_model(), tiny_model()
     expected = answer_logps(exact, GROUPS, "packed")

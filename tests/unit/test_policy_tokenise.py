@@ -5,7 +5,13 @@ from tests.tiny import pair_of, tiny_tokenizer
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Message, PreferencePair, Source
-from dpoflow.policy.tokenise import EncodedPair, answer_tokens, encode_pair, prompt_tokens
+from dpoflow.policy.tokenise import (
+    EncodedPair,
+    answer_tokens,
+    encode_pair,
+    prompt_tokens,
+    turn_end,
+)
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
 ASK = "<|im_start|>user\nthe sea?<|im_end|>\n<|im_start|>assistant\n"
@@ -105,6 +111,32 @@ def test_a_template_without_an_end_of_turn_gets_one() -> None:
 
     assert answer[-1] == tokenizer.eos_token_id
     assert text_of(answer) == " blue\n<|im_end|>"
+
+
+def test_an_answer_ends_as_the_template_ends_a_turn_though_eos_is_another_token() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105  # as Gemma's: turns end with <|im_end|>
+
+    pair = encode_pair(tokenizer, pair_of("the sea?", "blue", "snow"), 256)
+
+    assert isinstance(pair, EncodedPair)
+    assert text_of(pair.chosen) == "blue<|im_end|>"
+    assert text_of((turn_end(tokenizer),)) == "<|im_end|>"
+    assert encode_pair(tokenizer, pair_of("a?", "b<|im_end|>c", "snow"), 256) == "eos_inside"
+
+
+def test_what_a_template_writes_before_an_answer_does_not_end_it() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
+        "{% if m['role'] == 'assistant' %}{{ '<|im_start|>final' }}{% endif %}"
+        "{{ '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+
+    answer = answer_tokens(tokenizer, (user("the sea?"),), "blue")
+
+    assert text_of(answer) == "<|im_start|>final\nblue<|im_end|>"
 
 
 def test_an_answer_whose_template_shows_past_turns_otherwise_is_tokenised_by_itself() -> None:

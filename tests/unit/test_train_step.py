@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny import CHATML, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -242,6 +243,15 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_update(
         job.run(FAST)
 
 
+def test_a_weight_that_is_no_number_is_told_before_training(job: Job) -> None:
+    weights = load_file(job.model / "model.safetensors")
+    weights["model.norm.weight"][3] = math.nan
+    save_file(weights, job.model / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(DataRejected, match="logits that are not finite: its weights are damaged"):
+        job.run(FAST)
+
+
 def test_several_processes_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -272,7 +282,8 @@ def child(job: Job, config: TrainConfig, name: str) -> "subprocess.Popen[bytes]"
     arguments = [config.model_dump_json(), str(job.pairs), str(job.model), str(folder)]
     path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # as many as here
-    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+    command = [sys.executable, "-c", CHILD, *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -297,7 +308,8 @@ def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method
         assert victim.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
     job.run(config, "killed")
 
     assert any("continuing after update" in event.message for event in job.events("killed"))
@@ -305,6 +317,26 @@ def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method
         if path.is_file():
             other = job.policy("killed") / path.relative_to(job.policy("whole"))
             assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_sigterm_keeps_the_update_at_hand_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    job = Job(tmp_path, tiny_pairs(40))
+    config = FAST.model_copy(update={"batch_size": 2, "epochs": 3.0, "save_steps": 1000})
+    whole = job.run(config, "whole")
+
+    victim = child(job, config, "stopped")
+    deadline = time.monotonic() + 60
+    log = job.folder / "state" / "stopped" / "events.jsonl"
+    while (not log.exists() or "train/loss" not in log.read_text()) and time.monotonic() < deadline:
+        assert victim.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGTERM)
+    _, said = victim.communicate(timeout=60)
+
+    assert "stopped by SIGTERM after update" in said.decode()
+    result = job.run(config, "stopped")
+    assert any("continuing after update" in event.message for event in job.events("stopped"))
+    assert result.policy_digest == whole.policy_digest
 
 
 def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:

@@ -33,7 +33,7 @@ from dpoflow.contracts.pairs import Message, prompt_digest
 from dpoflow.contracts.spec import SamplingConfig
 from dpoflow.policy.decoding import decoding
 from dpoflow.policy.dtype import name_of
-from dpoflow.policy.tokenise import prompt_tokens
+from dpoflow.policy.tokenise import prompt_tokens, turn_end
 from dpoflow.state.events import Events
 
 if TYPE_CHECKING:
@@ -339,10 +339,11 @@ def _cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Every token that ends a turn: the tokenizer's, and those that the model's makers list."""
+    """Every token that ends a turn: the template's, the tokenizer's, and those its makers list."""
     listed = model.generation_config.eos_token_id
     listed = listed if isinstance(listed, list) else [listed]
-    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+    ends = [*listed, tokenizer.eos_token_id, turn_end(tokenizer)]
+    return sorted({token for token in ends if token is not None})
 
 
 @contextlib.contextmanager

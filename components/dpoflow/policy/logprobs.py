@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import Message
 from dpoflow.policy.attention import arguments, attending, why_concat
-from dpoflow.policy.head import TokenScores, token_scores
+from dpoflow.policy.head import Expectation, Slopes, TokenScores, token_scores
 from dpoflow.policy.layout import Batch, Group, LayoutName, group_of, lay_out
 from dpoflow.policy.tokenise import EncodedPair, answer_tokens, prompt_tokens
 from dpoflow.state.events import Events
@@ -34,12 +34,14 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> TokenScores:
-        """Score each answer token of `batch`."""
+    def forward(self, batch: Batch, slopes: Slopes | None = None) -> TokenScores:
+        """Score each answer token of `batch`, a batch of pairs if `slopes` are expected of them."""
         plain = without_adapters(self.model)
         out = plain.base_model(input_ids=batch.input_ids_RT, use_cache=False, **arguments(batch))
         hidden_NH = out.last_hidden_state.flatten(0, 1).index_select(0, batch.rows_N)
-        return token_scores(plain.get_output_embeddings(), hidden_NH, batch.targets_N)
+        expectation = None if slopes is None else Expectation(batch.lengths, 2, slopes)
+        head = plain.get_output_embeddings()
+        return token_scores(head, hidden_NH, batch.targets_N, expectation)
 
 
 def answer_sums(values_N: Tensor, batch: Batch) -> Tensor:
@@ -79,6 +81,11 @@ def check_head(model: nn.Module) -> None:
     ours = plain.get_output_embeddings()(hidden)
     theirs = plain(input_ids=ids, use_cache=False).logits
     model.train(was_training)
+    if not torch.isfinite(theirs).all():
+        raise DataRejected(
+            "the model gives logits that are not finite: its weights are damaged; "
+            "fetch the model folder again"
+        )
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ConfigError(
             f"model type {plain.config.model_type} changes its logits after the head, which "

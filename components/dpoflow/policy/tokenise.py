@@ -1,11 +1,12 @@
 """Conversations as tokens: the same ones for training, scoring and generation.
 
 Reads   a tokenizer with a chat template, preference pairs, prompts
-Gives   `prompt_tokens`, `answer_tokens`, `encode_pair` with the codes of pairs it refuses
+Gives   `prompt_tokens`, `answer_tokens`, `turn_end`, `encode_pair` or why it refuses a pair
 Not     padding and batches: see layout.py
 
-An answer begins where the template's generation prompt ends, and ends with one end-of-turn token:
-what the template writes after it (SmolLM2's a line break) is never sampled, so never trained on.
+An answer begins where the template's generation prompt ends, and ends with the one token by which
+the template ends a turn (not always the tokenizer's eos: Gemma's is another). What the template
+writes after that, SmolLM2 a line break, is never sampled, so never trained on.
 """
 
 from collections.abc import Sequence
@@ -55,12 +56,29 @@ def answer_tokens(
     """
     opening, alone = prompt_tokens(tokenizer, prompt), _tokens(tokenizer, answer)
     turn = Message(role="assistant", content=answer)
-    whole = _tokens(tokenizer, _render(tokenizer, [*prompt, turn], opened=False))
+    text = _render(tokenizer, [*prompt, turn], opened=False)
+    whole = _tokens(tokenizer, text)
     body = whole[len(opening) :] if whole[: len(opening)] == opening else alone
+    end = _end_after(tokenizer, text, answer)
+    ends = [place for place, token in enumerate(body) if token == end][alone.count(end) :]
+    return body[: ends[0] + 1] if ends else (*body, end)
+
+
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that ends an assistant's turn."""
+    return answer_tokens(tokenizer, [Message(role="user", content="a")], "b")[-1]
+
+
+def _end_after(tokenizer: "PreTrainedTokenizerBase", text: str, answer: str) -> int:
+    """The first token after `answer` that is no text, or the tokenizer's eos where none follows."""
+    said = answer.strip()
+    _, found, after = text.rpartition(said) if said else ("", "", "")
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(token for token, what in added if what.special)}
+    written = [token for token in _tokens(tokenizer, after if found else "") if token in special]
     eos = tokenizer.eos_token_id
-    assert eos is not None, "load() refuses tokenizers without eos_token"
-    ends = [place for place, token in enumerate(body) if token == eos][alone.count(eos) :]
-    return body[: ends[0] + 1] if ends else (*body, eos)
+    assert isinstance(eos, int), "load() refuses tokenizers without eos_token"
+    return written[0] if written else eos
 
 
 def encode_pair(
@@ -78,7 +96,7 @@ def encode_pair(
         rejected = rejected[:-1]
     if chosen == rejected:
         return "identical"
-    if max(answer.count(tokenizer.eos_token_id) for answer in (chosen, rejected)) > 1:
+    if max(answer.count(chosen[-1]) for answer in (chosen, rejected)) > 1:
         return "eos_inside"
     if len(prompt) + max(len(chosen), len(rejected)) > max_tokens:
         return "too_long"

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dpoflow.contracts.errors import DataRejected
 from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import name_of
 from dpoflow.policy.layout import Group, LayoutName, lay_out
@@ -87,6 +88,11 @@ def _computed(
         with attending(model, layout), autocast(device, dtype):
             logps_N = scorer(batch).logps_N.cpu()
         sizes = [len(parts[place]) for place in places]
+        if not torch.isfinite(logps_N).all():
+            raise DataRejected(
+                "the reference gives log-probabilities that are not finite: the weights of the "
+                "model folder are damaged, or train.dtype float32 is needed"
+            )
         for place, logps in zip(places, logps_N.split(sizes), strict=True):
             parts[place] = logps
         num_done += len(places)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import canonical_json
-from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import TrainResult
@@ -40,6 +40,7 @@ from dpoflow.state.step import StepState
 from dpoflow.train import checkpoint
 from dpoflow.train.examples import Examples, strangers
 from dpoflow.train.plan import first_look, plan
+from dpoflow.train.preemption import Preemption
 from dpoflow.train.reference import ReferenceLogps, reference_logps
 from dpoflow.train.trainer import DpoTrainer
 
@@ -79,17 +80,18 @@ def run(
 
     examples = _examples([pair.pair_id for pair in encoded], groups, config, ask_reference)
     folder = state.work / "checkpoints"
-    trainer = DpoTrainer(
-        trained,
-        examples,
-        updates,
-        config,
-        layout=layout,
-        dtype=dtype,
-        folder=folder,
-        events=state.events,
-    )
-    with attending(trained, layout):
+    with Preemption() as preemption, attending(trained, layout):
+        trainer = DpoTrainer(
+            trained,
+            examples,
+            updates,
+            config,
+            layout=layout,
+            dtype=dtype,
+            folder=folder,
+            events=state.events,
+            preemption=preemption,
+        )
         _train(trainer, folder, state.events)
     return _export(trainer, config, encoded, dropped, name_of(dtype), model, policy, state.events)
 
@@ -196,10 +198,17 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
 
 
 def _train(trainer: DpoTrainer, folder: Path, events: Events) -> None:
+    """From the newest checkpoint on, to the last update or to a SIGTERM."""
     earlier = checkpoint.newest(folder)
     if earlier is not None:
         events.say(f"continuing after {earlier.name.replace('-', ' ')}", phase="training")
     trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
+    done, total = trainer.state.global_step, trainer.state.max_steps
+    if done < total:
+        raise ServiceUnavailable(
+            f"stopped by SIGTERM after update {done} of {total}, which is kept; "
+            "the same command goes on from there"
+        )
 
 
 def _export(

@@ -22,7 +22,7 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.policy.layout import Batch, LayoutName, lay_out
+from dpoflow.policy.layout import LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint
@@ -30,6 +30,7 @@ from dpoflow.train.examples import Examples
 from dpoflow.train.figures import Figures
 from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
 from dpoflow.train.plan import Update
+from dpoflow.train.preemption import Preemption
 
 
 class Notes(Contract):
@@ -58,6 +59,7 @@ class DpoTrainer(Trainer):
         folder: Path,
         events: Events,
         starts_at_reference: bool = True,
+        preemption: Preemption | None = None,
     ) -> None:
         planned = _Updates(updates)
         super().__init__(
@@ -74,6 +76,7 @@ class DpoTrainer(Trainer):
         self._layout, self._dtype = layout, dtype
         self._config, self._events = config, events
         self._folder, self._figures = folder, Figures()
+        self._preemption = preemption or Preemption()
         self._starts_at_reference = starts_at_reference and config.loss not in REFERENCE_FREE
 
     def training_step(
@@ -98,24 +101,39 @@ class DpoTrainer(Trainer):
         """The objective and, where it has a weight, the supervised term, of each pair."""
         config, device = self._config, self.args.device
         batch = lay_out([self._examples.groups[place] for place in places], self._layout).to(device)
+        kl = self._kl(model, places) if config.loss == "kto" else torch.zeros((), device=device)
+
+        def slopes(among: slice, sums_A: Tensor) -> Tensor:
+            """What the head is told to expect, so that it need not make its logits twice."""
+            with torch.enable_grad():
+                sums_A = sums_A.detach().requires_grad_()
+                pairs = slice(among.start // 2, among.stop // 2)
+                some = self._scored(sums_A, batch.lengths[among], places[pairs], kl)
+                (slopes_A,) = torch.autograd.grad(torch.stack(self._terms(some)).sum(), sums_A)
+            return slopes_A
+
         with autocast(device, self._dtype):
-            scores = model(batch)
-        of = self._scored(model, answer_sums(scores.logps_N, batch), batch, places)
-        loss_B = OBJECTIVES[config.loss](of, config)
+            scores = model(batch, slopes)
+        of = self._scored(answer_sums(scores.logps_N, batch), batch.lengths, places, kl)
+        loss_B, supervised_B = self._terms(of)
         self._check(loss_B.detach(), of, places)
         reference = self._examples.reference
         tokens_N = reference.tokens_of(places) if reference else None
         margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
         self._margins.update(zip(places, margin_B.tolist(), strict=True))
-        if config.sft_weight:
-            loss_B = loss_B + config.sft_weight * sft_loss(of.chosen_B, of.chosen_tokens_B)
-        return loss_B
+        return loss_B + supervised_B
 
-    def _scored(self, model: nn.Module, sums_A: Tensor, batch: Batch, at: Sequence[int]) -> Scored:
+    def _terms(self, of: Scored) -> tuple[Tensor, Tensor]:
+        """The objective, and the supervised term times its weight."""
+        supervised_B = self._config.sft_weight * sft_loss(of.chosen_B, of.chosen_tokens_B)
+        return OBJECTIVES[self._config.loss](of, self._config), supervised_B
+
+    def _scored(
+        self, sums_A: Tensor, lengths: Sequence[int], places: Sequence[int], kl: Tensor
+    ) -> Scored:
         reference, nothing_A = self._examples.reference, torch.zeros_like(sums_A)
-        known_A = reference.sums_PA[list(at)].flatten().to(sums_A) if reference else nothing_A
-        tokens_A = torch.tensor(batch.lengths).to(sums_A)
-        moved = self._kl(model, at) if self._config.loss == "kto" else sums_A.new_zeros(())
+        known = reference.sums_PA[list(places)].flatten() if reference else nothing_A
+        known_A, tokens_A = known.to(sums_A), torch.tensor(lengths).to(sums_A)
         return Scored(
             chosen_B=sums_A[::2],
             rejected_B=sums_A[1::2],
@@ -123,7 +141,7 @@ class DpoTrainer(Trainer):
             rejected_ref_B=known_A[1::2],
             chosen_tokens_B=tokens_A[::2],
             rejected_tokens_B=tokens_A[1::2],
-            kl=moved,
+            kl=kl,
         )
 
     @torch.no_grad()
@@ -184,6 +202,8 @@ class DpoTrainer(Trainer):
         if self._first_loss is None:
             self._first_loss = self._last_loss
         self._figures = Figures()
+        if self._preemption.asked:
+            self.control.should_save = self.control.should_training_stop = True
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: our inputs are not the model's own."""
