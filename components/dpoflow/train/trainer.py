@@ -26,6 +26,7 @@ from dpoflow.policy.layout import LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint
+from dpoflow.train.alarms import Alarms
 from dpoflow.train.examples import Examples
 from dpoflow.train.figures import Figures
 from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
@@ -76,6 +77,7 @@ class DpoTrainer(Trainer):
         self._layout, self._dtype = layout, dtype
         self._config, self._events = config, events
         self._folder, self._figures = folder, Figures()
+        self._alarms = Alarms()
         self._preemption = preemption or Preemption()
         self._starts_at_reference = starts_at_reference and config.loss not in REFERENCE_FREE
 
@@ -196,6 +198,8 @@ class DpoTrainer(Trainer):
                 "lower train.learning_rate, or make train.dtype float32"
             )
         self._events.metrics(update, values, phase="training")
+        for alarm in self._alarms.of(values):
+            self._events.say(f"update {update}: {alarm}", phase="training")
         self._events.progress("training", update, total, unit="updates")
         self._seconds += time.monotonic() - self._figures.began
         self._last_loss = values["train/loss"]

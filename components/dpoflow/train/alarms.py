@@ -1,0 +1,86 @@
+"""What a person watching the curves would stop for, said once and in time.
+
+Reads   the figures of each update (figures.py)
+Gives   `Alarms`: sentences, each at most once a run
+Not     stopping: a run that looks odd may be meant
+"""
+
+from collections.abc import Callable, Mapping
+
+Metrics = Mapping[str, float]
+
+COLLAPSE = 1.0
+"""Nats a token that chosen answers may become less likely by: their odds fell to a third."""
+
+RUNAWAY = 0.5
+"""Nats a token of k3 to the reference. Runs that learn stay far below a tenth."""
+
+LONGER = 1.5
+"""Times as long as rejected that chosen answers may be before length is the easier lesson."""
+
+TOO_EASY = 3
+"""Updates in a row, from the second on, in which no pair was wrong."""
+
+
+class Alarms:
+    """Remembers the first update and what it has already said."""
+
+    def __init__(self) -> None:
+        self._first: Metrics | None = None
+        self._told = set[str]()
+        self._num_seen = self._num_perfect = 0
+
+    def of(self, metrics: Metrics) -> list[str]:
+        """What there is to say of the newest update."""
+        first = self._first = self._first or metrics
+        self._num_seen += 1
+        if self._num_perfect == self._num_seen - 2 and metrics["train/reward_accuracy"] == 1.0:
+            self._num_perfect += 1
+        rules: dict[str, Callable[[Metrics, Metrics], str | None]] = {
+            "collapse": _collapse,
+            "runaway": _runaway,
+            "longer": _longer,
+            "easy": self._easy,
+        }
+        fresh = {name: rule(first, metrics) for name, rule in rules.items()}
+        said = {name: text for name, text in fresh.items() if text and name not in self._told}
+        self._told |= said.keys()
+        return list(said.values())
+
+    def _easy(self, _first: Metrics, _now: Metrics) -> str | None:
+        if self._num_perfect < TOO_EASY:
+            return None
+        return (
+            f"no pair was wrong in updates 2 to {1 + TOO_EASY}: chosen and rejected can be told "
+            "apart by something other than quality; look at the data before you trust the result"
+        )
+
+
+def _collapse(first: Metrics, now: Metrics) -> str | None:
+    before, after = (of["train/chosen_logps"] / of["train/chosen_tokens"] for of in (first, now))
+    if before - after <= COLLAPSE:
+        return None
+    return (
+        f"chosen answers fell from {before:.2f} to {after:.2f} nats a token: the model unlearns "
+        "what it should prefer; raise train.sft_weight or train.beta, or lower train.learning_rate"
+    )
+
+
+def _runaway(_first: Metrics, now: Metrics) -> str | None:
+    moved = now.get("train/kl", 0.0)
+    if moved <= RUNAWAY:
+        return None
+    return (
+        f"the policy is {moved:.2f} nats a token from its reference; "
+        "raise train.beta or lower train.learning_rate"
+    )
+
+
+def _longer(first: Metrics, _now: Metrics) -> str | None:
+    ratio = first["train/chosen_tokens"] / first["train/rejected_tokens"]
+    if 1 / LONGER <= ratio <= LONGER:
+        return None
+    return (
+        f"chosen answers of the first batch are {ratio:.1f} times as long as rejected ones: "
+        "length will be learnt first; balance the pairs, or set train.loss: sigmoid_norm"
+    )
