@@ -63,7 +63,7 @@ STEPS = {
         spec.TrainConfig,
         results.TrainResult,
         ("pairs", "model"),
-        ("policy",),
+        ("policy", "report"),
     ),
     "evaluate": Step(
         "dpoflow.evaluate.step:run",

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,13 +47,18 @@ class Job:
 
     def state(self, name: str) -> StepState:
         state = StepState(self.folder / "state" / name, "train")
-        state.start_afresh(["policy"])
+        state.start_afresh(["policy", "report"])
         return state
 
     def run(self, config: TrainConfig, name: str = "one") -> TrainResult:
         state = self.state(name)
         return run(
-            config, pairs=self.pairs, model=self.model, policy=self.policy(name), state=state
+            config,
+            pairs=self.pairs,
+            model=self.model,
+            policy=state.output("policy"),
+            report=state.output("report"),
+            state=state,
         )
 
     def policy(self, name: str = "one") -> Path:
@@ -138,7 +144,7 @@ def test_nothing_in_a_state_or_policy_is_a_pickle(job: Job) -> None:
     job.run(FAST)
 
     kinds = {path.suffix for path in (job.folder / "state").rglob("*") if path.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jsonl", ".jinja"}
+    assert kinds <= {".safetensors", ".json", ".jsonl", ".jinja", ".html"}
 
 
 def test_every_update_reports_its_figures(job: Job) -> None:
@@ -156,6 +162,31 @@ def test_every_update_reports_its_figures(job: Job) -> None:
     }
     progress = [event for event in job.events() if event.unit == "updates"]
     assert (progress[-1].done, progress[-1].total) == (6, 6)
+
+
+def test_the_report_shows_every_curve_and_is_the_same_for_the_same_run(job: Job) -> None:
+    job.run(FAST, "one")
+    job.run(FAST, "two")
+
+    pages = [
+        (job.folder / "state" / name / "outputs" / "report" / "curves.html").read_text()
+        for name in ("one", "two")
+    ]
+    assert pages[0] == pages[1]
+    for title in ("Training: 6 updates", "reward margin", "pairs told apart", "gradient norm"):
+        assert title in pages[0]
+    assert "No alarm sounded" in pages[0] or 'class="alarm"' in pages[0]
+    assert "<script" not in pages[0]
+    assert not [*re.finditer(r"(?:src|href)=.(?!#)", pages[0].replace("xlink:href", "href"))]
+
+
+def test_the_report_has_the_figures_of_every_update(job: Job) -> None:
+    job.run(FAST, "one")
+    figures = json.loads(
+        (job.folder / "state" / "one" / "outputs" / "report" / "figures.json").read_text()
+    )
+
+    assert [update for update, _ in figures["updates"]] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 6), (5, 5), (1, 24)])
@@ -271,9 +302,9 @@ from dpoflow.train.step import run
 
 config, pairs, model, folder = sys.argv[1:]
 state = StepState(Path(folder), "train")
-state.start_afresh(["policy"])
+state.start_afresh(["policy", "report"])
 run(TrainConfig.model_validate_json(config), pairs=Path(pairs), model=Path(model),
-    policy=state.output("policy"), state=state)
+    policy=state.output("policy"), report=state.output("report"), state=state)
 """
 
 

@@ -18,6 +18,10 @@ SPEC = Spec.model_validate(
 )
 
 
+def outputs(policy: Path, folder: Path) -> list[str]:
+    return [f"policy={policy}", f"report={folder / 'report'}"]
+
+
 def test_events_go_on_after_a_line_that_was_torn(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     Events(path, "train").say("before")
@@ -41,7 +45,7 @@ def test_an_output_never_takes_the_place_of_somebody_elses_folder(tmp_path: Path
 
     with pytest.raises(ConfigError, match=r"--out policy=.*mine: the folder holds other things"):
         run_step(
-            "train", config, [f"pairs={given}", f"model={given}"], [f"policy={mine}"], tmp_path
+            "train", config, [f"pairs={given}", f"model={given}"], outputs(mine, tmp_path), tmp_path
         )
 
     assert (mine / "thesis.txt").read_text() == "years of work"
@@ -98,8 +102,11 @@ def test_a_step_whose_tracking_server_is_gone_says_so_and_shows_no_password(
 
     with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127\.0\.0\.1:1") as caught:
         run_step(
-            "train", config, [f"pairs={given}", f"model={given}"], [f"policy={tmp_path / 'p'}"],
+            "train",
+            config,
+            [f"pairs={given}", f"model={given}"],
+            outputs(tmp_path / "p", tmp_path),
             tmp_path / "home",
-        )  # fmt: skip
+        )
 
     assert "s3cret" not in str(caught.value)

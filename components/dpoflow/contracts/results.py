@@ -89,6 +89,8 @@ class TrainResult(Contract):
     """Share of the last epoch's pairs whose reward margin was positive."""
     dtype: str
     seconds: float
+    alarms: tuple[str, ...] = ()
+    """What looked wrong while it trained, with the update it was first seen at."""
 
 
 class Gate(Contract):

@@ -59,7 +59,8 @@ class Expectation:
     """Tokens of each answer: A of them."""
     together: int
     """Answers whose losses hang together: 2 of a pair."""
-    slopes: Slopes
+    slopes: Slopes | None = None
+    """None only scores, with the very numbers that a call with slopes would give."""
 
 
 def token_scores(
@@ -67,8 +68,8 @@ def token_scores(
 ) -> TokenScores:
     """Score each target at its row. An expectation that fails costs time, and changes nothing."""
     if type(head) is nn.Linear:
-        wanted = torch.is_grad_enabled() and head.weight.requires_grad
-        parts = _parts(expectation, len(head.weight)) if expectation and wanted else None
+        trained = head.weight.requires_grad
+        parts = _parts(expectation, len(head.weight)) if expectation and trained else None
         found = _Scores.apply(  # type: ignore[no-untyped-call]
             hidden_NH, head.weight, head.bias, targets_N, _product_type(hidden_NH), parts
         )
@@ -171,7 +172,7 @@ class _Part:
 
     rows: slice
     lengths: tuple[int, ...]
-    slopes: Callable[[Tensor], Tensor]
+    slopes: Callable[[Tensor], Tensor] | None
 
 
 @dataclass(slots=True)
@@ -218,44 +219,55 @@ def _parts(expectation: Expectation, vocabulary: int) -> list[_Part] | None:
     return parts
 
 
-def _of_answers(slopes: Slopes, among: slice) -> Callable[[Tensor], Tensor]:
-    return lambda sums_A: slopes(among, sums_A)
+def _of_answers(slopes: Slopes | None, among: slice) -> Callable[[Tensor], Tensor] | None:
+    return None if slopes is None else lambda sums_A: slopes(among, sums_A)
 
 
 def _expected(
     head: _Head, parts: Sequence[_Part], *, with_bias: bool
-) -> tuple[dict[str, Tensor], _Made]:
-    kind, whole = head.low_NH.dtype, slice(0, len(head.weight_VH))
-    made = _Made(
-        torch.empty_like(_widened(head.low_NH)),
-        _widened(head.low_NH.new_empty(len(head.targets_N))),
-        torch.zeros_like(head.weight_VH),
-        torch.zeros_like(head.bias_V) if with_bias and head.bias_V is not None else None,
+) -> tuple[dict[str, Tensor], _Made | None]:
+    logps_N = _widened(head.low_NH.new_empty(len(head.targets_N)))
+    found = {name: torch.empty_like(logps_N) for name in ("entropy", "normaliser")}
+    found |= {"logps": logps_N, "top": torch.empty_like(logps_N, dtype=torch.bool)}
+    made = (
+        _Made(
+            torch.empty_like(_widened(head.low_NH)),
+            torch.empty_like(logps_N),
+            torch.zeros_like(head.weight_VH),
+            torch.zeros_like(head.bias_V) if with_bias and head.bias_V is not None else None,
+        )
+        if parts[0].slopes is not None
+        else None
     )
+    for part in parts:
+        logits_nV, targets_n = head.logits(part.rows, slice(None)), head.targets_N[part.rows]
+        _into_logps(logits_nV, targets_n, {name: all_N[part.rows] for name, all_N in found.items()})
+        if made is not None:
+            _add_gradients(made, head, part, logits_nV, logps_N[part.rows])
+    return found, made
+
+
+def _add_gradients(
+    made: _Made, head: _Head, part: _Part, logps_nV: Tensor, logps_n: Tensor
+) -> None:
+    """What these pairs add to the gradients; their log-probabilities are used up."""
+    assert part.slopes is not None
     assert made.slopes_N is not None
     assert made.grad_weight_VH is not None
-    logps_N = torch.empty_like(made.slopes_N)
-    found = {"logps": logps_N, "entropy": torch.empty_like(logps_N)}
-    found |= {"normaliser": torch.empty_like(logps_N), "top": logps_N.new_empty(0)}
-    found["top"] = torch.empty(len(logps_N), dtype=torch.bool, device=logps_N.device)
-    weight_VH = head.weight_VH.to(kind)
-    for part in parts:
-        logits_nV, targets_n = head.logits(part.rows, whole), head.targets_N[part.rows]
-        _into_logps(logits_nV, targets_n, {name: all_N[part.rows] for name, all_N in found.items()})
-        lengths = torch.tensor(part.lengths, device=logps_N.device)
-        sums_A = torch.stack([each.sum() for each in logps_N[part.rows].split([*part.lengths])])
-        slopes_n = part.slopes(sums_A).to(logps_N).repeat_interleave(lengths)
-        made.slopes_N[part.rows] = slopes_n
-        _into_slopes(logits_nV, targets_n, slopes_n)
-        low_nV = logits_nV.to(kind)
-        made.grad_hidden_NH[part.rows] = low_nV @ weight_VH
-        if kind == made.grad_weight_VH.dtype:
-            made.grad_weight_VH.addmm_(low_nV.T, head.low_NH[part.rows])
-        else:
-            made.grad_weight_VH += low_nV.T @ head.low_NH[part.rows]
-        if made.grad_bias_V is not None:
-            made.grad_bias_V += logits_nV.sum(dim=0)
-    return found, made
+    low_nH, kind = head.low_NH[part.rows], head.low_NH.dtype
+    sums_A = torch.stack([each.sum() for each in logps_n.split([*part.lengths])])
+    lengths = torch.tensor(part.lengths, device=logps_n.device)
+    slopes_n = part.slopes(sums_A).to(logps_n).repeat_interleave(lengths)
+    made.slopes_N[part.rows] = slopes_n
+    _into_slopes(logps_nV, head.targets_N[part.rows], slopes_n)
+    low_nV = logps_nV.to(kind)
+    made.grad_hidden_NH[part.rows] = low_nV @ head.weight_VH.to(kind)
+    if kind == made.grad_weight_VH.dtype:
+        made.grad_weight_VH.addmm_(low_nV.T, low_nH)
+    else:
+        made.grad_weight_VH += low_nV.T @ low_nH
+    if made.grad_bias_V is not None:
+        made.grad_bias_V += logps_nV.sum(dim=0)
 
 
 def _blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:

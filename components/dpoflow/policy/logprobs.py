@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import Message
 from dpoflow.policy.attention import arguments, attending, why_concat
-from dpoflow.policy.head import Expectation, Slopes, TokenScores, token_scores
+from dpoflow.policy.head import Expectation, TokenScores, token_scores
 from dpoflow.policy.layout import Batch, Group, LayoutName, group_of, lay_out
 from dpoflow.policy.tokenise import EncodedPair, answer_tokens, prompt_tokens
 from dpoflow.state.events import Events
@@ -34,12 +34,11 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, slopes: Slopes | None = None) -> TokenScores:
-        """Score each answer token of `batch`, a batch of pairs if `slopes` are expected of them."""
+    def forward(self, batch: Batch, expectation: Expectation | None = None) -> TokenScores:
+        """Score each answer token of `batch`."""
         plain = without_adapters(self.model)
         out = plain.base_model(input_ids=batch.input_ids_RT, use_cache=False, **arguments(batch))
         hidden_NH = out.last_hidden_state.flatten(0, 1).index_select(0, batch.rows_N)
-        expectation = None if slopes is None else Expectation(batch.lengths, 2, slopes)
         head = plain.get_output_embeddings()
         return token_scores(head, hidden_NH, batch.targets_N, expectation)
 

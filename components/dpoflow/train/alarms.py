@@ -1,11 +1,11 @@
 """What a person watching the curves would stop for, said once and in time.
 
 Reads   the figures of each update (figures.py)
-Gives   `Alarms`: sentences, each at most once a run
+Gives   `Alarms` while a run goes on, `alarms_of` afterwards: sentences, each at most once a run
 Not     stopping: a run that looks odd may be meant
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Metrics = Mapping[str, float]
 
@@ -20,6 +20,14 @@ LONGER = 1.5
 
 TOO_EASY = 3
 """Updates in a row, from the second on, in which no pair was wrong."""
+
+
+def alarms_of(metrics: Sequence[tuple[int, Metrics]]) -> tuple[str, ...]:
+    """All that there is to say of a whole run, given as (update, figures), in order."""
+    alarms = Alarms()
+    return tuple(
+        f"update {update}: {text}" for update, figures in metrics for text in alarms.of(figures)
+    )
 
 
 class Alarms:

@@ -13,6 +13,7 @@ def train(
     model_digest: str,
     pairs: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
+    report: dsl.Output[dsl.Artifact],
 ) -> str:
     """Fine-tune the policy on preference pairs with DPO; returns the policy's digest."""
     from dpoflow.state.step import begin
@@ -28,7 +29,7 @@ def train(
         TrainConfig.model_validate_json(config),
         root=state_root,
         inputs={"pairs": pairs.path, "model": model_uri},
-        outputs={"policy": policy.path},
+        outputs={"policy": policy.path, "report": report.path},
         kind=TrainResult,
     )
     return done.policy_digest

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import name_of
+from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import Group, LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, autocast, device_of
 from dpoflow.state.events import Events
@@ -86,7 +87,7 @@ def _computed(
     for places in batches:
         batch = lay_out([groups[place] for place in places], layout).to(device)
         with attending(model, layout), autocast(device, dtype):
-            logps_N = scorer(batch).logps_N.cpu()
+            logps_N = scorer(batch, Expectation(batch.lengths, 2)).logps_N.cpu()
         sizes = [len(parts[place]) for place in places]
         if not torch.isfinite(logps_N).all():
             raise DataRejected(

@@ -2,7 +2,8 @@
 
 Reads   train.parquet of an artifact of pairs, and a model directory: where the policy starts, and
         the reference it is held to
-Gives   a model directory (safetensors, tokenizer, chat template) with training.json, `TrainResult`
+Gives   a model directory (safetensors, tokenizer, chat template) with training.json, a report with
+        the curves, `TrainResult`
 Not     making pairs (synthesize/), judging the policy (evaluate/)
 
 Killed at any moment and called again with the same arguments, it ends in the same policy, bit for
@@ -35,10 +36,12 @@ from dpoflow.policy.dtype import choose, name_of
 from dpoflow.policy.layout import Group, group_of
 from dpoflow.policy.logprobs import check_head, choose_layout
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
-from dpoflow.state.events import Events
+from dpoflow.state.events import Events, read_events
 from dpoflow.state.step import StepState
 from dpoflow.train import checkpoint
+from dpoflow.train.alarms import alarms_of
 from dpoflow.train.examples import Examples, strangers
+from dpoflow.train.page import curves_page
 from dpoflow.train.plan import first_look, plan
 from dpoflow.train.preemption import Preemption
 from dpoflow.train.reference import ReferenceLogps, reference_logps
@@ -46,9 +49,9 @@ from dpoflow.train.trainer import DpoTrainer
 
 
 def run(
-    config: TrainConfig, *, pairs: Path, model: Path, policy: Path, state: StepState
+    config: TrainConfig, *, pairs: Path, model: Path, policy: Path, report: Path, state: StepState
 ) -> TrainResult:
-    """Train on `pairs` from `model`, fill the folder `policy`, and say how it went."""
+    """Train on `pairs` from `model`, fill `policy` and `report`, and say how it went."""
     _check_alone()
     torch.manual_seed(config.seed)
     start, tokenizer = load.load(model)
@@ -93,7 +96,11 @@ def run(
             preemption=preemption,
         )
         _train(trainer, folder, state.events)
-    return _export(trainer, config, encoded, dropped, name_of(dtype), model, policy, state.events)
+    figures = _figures(state)
+    alarms = alarms_of(figures)
+    _report(figures, alarms, report)
+    facts = {"dtype": name_of(dtype), "alarms": alarms}
+    return _export(trainer, config, encoded, dropped, facts, model, policy, state.events)
 
 
 def _digest(model: Path) -> str:
@@ -216,7 +223,7 @@ def _export(
     config: TrainConfig,
     encoded: list[EncodedPair],
     dropped: dict[str, int],
-    dtype: str,
+    facts: dict[str, Any],
     model: Path,
     policy: Path,
     events: Events,
@@ -232,7 +239,7 @@ def _export(
         "num_dropped": sum(dropped.values()),
         "num_steps": trainer.state.global_step,
         "accuracy": sum(margin > 0 for margin in notes.margins.values()) / len(notes.margins),
-        "dtype": dtype,
+        **facts,
     }
     story = {  # no times: the same training must leave the same bytes
         **outcome,
@@ -244,6 +251,29 @@ def _export(
     return TrainResult.model_validate(
         {**outcome, "policy_digest": manifest.digest_of(policy), "seconds": notes.seconds}
     )
+
+
+def _figures(state: StepState) -> list[tuple[int, dict[str, float]]]:
+    """(update, its figures), those of a killed attempt included; rates differ by the run."""
+    events, _ = read_events(state.folder / "events.jsonl")
+    told = {event.at or 0: event.metrics for event in events if event.metrics}
+    return [
+        (update, {name: value for name, value in told[update].items() if not _is_rate(name)})
+        for update in sorted(told)
+    ]
+
+
+def _report(
+    figures: list[tuple[int, dict[str, float]]], alarms: Sequence[str], report: Path
+) -> None:
+    """The figures of every update, as numbers and as curves."""
+    text = canonical_json({"updates": figures, "alarms": alarms})
+    (report / "figures.json").write_text(text + "\n", encoding="utf-8")
+    (report / "curves.html").write_text(curves_page(figures, alarms), encoding="utf-8")
+
+
+def _is_rate(name: str) -> bool:
+    return name.endswith("_per_s")
 
 
 def _write_weights(model: Any, policy: Path) -> None:

@@ -22,6 +22,7 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
+from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
@@ -115,7 +116,7 @@ class DpoTrainer(Trainer):
             return slopes_A
 
         with autocast(device, self._dtype):
-            scores = model(batch, slopes)
+            scores = model(batch, Expectation(batch.lengths, 2, slopes))
         of = self._scored(answer_sums(scores.logps_N, batch), batch.lengths, places, kl)
         loss_B, supervised_B = self._terms(of)
         self._check(loss_B.detach(), of, places)

@@ -1,0 +1,81 @@
+"""The curves of a training run as one HTML page that asks the network for nothing.
+
+Reads   the figures of every update, the alarms
+Gives   `curves_page`; the same run gives the same bytes, so rates are left out
+Not     where figures come from (figures.py)
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+from matplotlib import pyplot as plt  # after the backend is chosen
+from matplotlib.axes import Axes
+
+Updates = Sequence[tuple[int, Mapping[str, float]]]
+Curve = tuple[str, Mapping[str, str]]
+PANELS: tuple[Curve, ...] = (
+    ("loss", {"train/loss": "objective", "train/sft_loss": "supervised term"}),
+    ("reward", {"train/reward_chosen": "chosen", "train/reward_rejected": "rejected"}),
+    ("reward margin", {"train/reward_margin": ""}),
+    ("pairs told apart", {"train/reward_accuracy": ""}),
+    ("log-probability", {"train/chosen_logps": "chosen", "train/rejected_logps": "rejected"}),
+    ("nats a token from the reference (k3)", {"train/kl": ""}),
+    ("entropy, nats", {"train/entropy": ""}),
+    ("tokens of answers", {"train/chosen_tokens": "chosen", "train/rejected_tokens": "rejected"}),
+    ("gradient norm", {"train/grad_norm": ""}),
+    ("learning rate", {"train/learning_rate": ""}),
+)
+"""Title of each panel, and which metrics it shows under what names."""
+
+COLOURS = ("#2f6fab", "#c2571a")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
+h1 { font-size: 1.3rem } svg { height: auto; max-width: 100% }
+.alarm { background: #fff4e5; border-left: 4px solid #c2571a; padding: .4rem .8rem }
+"""
+
+
+def curves_page(metrics: Updates, alarms: Sequence[str]) -> str:
+    """Every panel that has figures; `metrics` are (update, figures), in order."""
+    warnings = "".join(f'<p class="alarm">{escape(alarm)}</p>' for alarm in alarms)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>training</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Training: {len(metrics)} updates</h1>"
+        f"{warnings or '<p>No alarm sounded.</p>'}{_drawn(metrics)}</body></html>\n"
+    )
+
+
+def _drawn(metrics: Updates) -> str:
+    told = {name for _, figures in metrics for name in figures}
+    panels = [panel for panel in PANELS if told.intersection(panel[1])]
+    rows = -(-len(panels) // 2)
+    with mpl.rc_context({"svg.hashsalt": "dpoflow", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = plt.subplots(rows, 2, figsize=(12, 2.6 * rows), squeeze=False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            _panel(axis, panel, metrics)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        figure.tight_layout()
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    text = drawing.getvalue()
+    return text[text.index("<svg") :]  # without the document's own head
+
+
+def _panel(axis: Axes, panel: Curve, metrics: Updates) -> None:
+    title, curves = panel
+    for colour, (name, label) in zip(COLOURS, curves.items(), strict=False):
+        points = [(update, figures[name]) for update, figures in metrics if name in figures]
+        axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.3)
+    axis.set_title(title, loc="left")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if any(curves.values()):
+        axis.legend(frameon=False)
