@@ -43,8 +43,13 @@ def test_objectives_without_a_reference_have_no_distance_to_it() -> None:
     assert alarms.of({name: value for name, value in FINE.items() if name != "train/kl"}) == []
 
 
-def test_pairs_that_differ_in_length_are_told_at_the_start() -> None:
-    assert "2.0 times as long" in told({"train/rejected_tokens": 10.0})[0][0]
+def test_pairs_that_differ_in_length_are_told_after_some_updates_not_by_the_first() -> None:
+    long = {"train/chosen_tokens": 44.0, "train/chosen_logps": -88.0}
+
+    assert told(long, *[{}] * 9) == [[]] * 10
+    lines = told(*[long] * 10)
+    assert [len(line) for line in lines] == [0] * 7 + [1, 0, 0]
+    assert "2.0 times as long" in lines[7][0]
 
 
 def test_pairs_that_are_told_apart_from_the_start_are_suspect() -> None:

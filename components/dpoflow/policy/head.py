@@ -160,7 +160,7 @@ class _Head:
         """Of these rows and this part of the vocabulary: fresh, to be worked on in place."""
         kind = self.low_NH.dtype
         bias_v = None if self.bias_V is None else self.bias_V[part].to(kind)
-        return _widened(linear(self.low_NH[rows], self.weight_VH[part].to(kind), bias_v))
+        return linear(self.low_NH[rows], self.weight_VH[part].to(kind), bias_v)
 
 
 # ------------------------------------------------------------------------- expected
@@ -241,33 +241,33 @@ def _expected(
     )
     for part in parts:
         logits_nV, targets_n = head.logits(part.rows, slice(None)), head.targets_N[part.rows]
-        _into_logps(logits_nV, targets_n, {name: all_N[part.rows] for name, all_N in found.items()})
+        of_part = {name: all_N[part.rows] for name, all_N in found.items()}
+        _told(logits_nV, targets_n, of_part)
         if made is not None:
-            _add_gradients(made, head, part, logits_nV, logps_N[part.rows])
+            _add_gradients(made, head, part, logits_nV, of_part)
     return found, made
 
 
 def _add_gradients(
-    made: _Made, head: _Head, part: _Part, logps_nV: Tensor, logps_n: Tensor
+    made: _Made, head: _Head, part: _Part, logits_nV: Tensor, found: dict[str, Tensor]
 ) -> None:
-    """What these pairs add to the gradients; their log-probabilities are used up."""
+    """What these pairs add to the gradients; their logits are used up."""
     assert part.slopes is not None
     assert made.slopes_N is not None
     assert made.grad_weight_VH is not None
-    low_nH, kind = head.low_NH[part.rows], head.low_NH.dtype
+    low_nH, logps_n = head.low_NH[part.rows], found["logps"]
     sums_A = torch.stack([each.sum() for each in logps_n.split([*part.lengths])])
     lengths = torch.tensor(part.lengths, device=logps_n.device)
     slopes_n = part.slopes(sums_A).to(logps_n).repeat_interleave(lengths)
     made.slopes_N[part.rows] = slopes_n
-    _into_slopes(logps_nV, head.targets_N[part.rows], slopes_n)
-    low_nV = logps_nV.to(kind)
-    made.grad_hidden_NH[part.rows] = low_nV @ head.weight_VH.to(kind)
-    if kind == made.grad_weight_VH.dtype:
-        made.grad_weight_VH.addmm_(low_nV.T, low_nH)
+    _into_slopes(logits_nV, found["normaliser"], head.targets_N[part.rows], slopes_n)
+    made.grad_hidden_NH[part.rows] = logits_nV @ head.weight_VH.to(logits_nV.dtype)
+    if logits_nV.dtype == made.grad_weight_VH.dtype:
+        made.grad_weight_VH.addmm_(logits_nV.T, low_nH)
     else:
-        made.grad_weight_VH += low_nV.T @ low_nH
+        made.grad_weight_VH += logits_nV.T @ low_nH
     if made.grad_bias_V is not None:
-        made.grad_bias_V += logps_nV.sum(dim=0)
+        made.grad_bias_V += logits_nV.sum(dim=0, dtype=made.grad_bias_V.dtype)
 
 
 def _blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:
@@ -276,27 +276,30 @@ def _blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:
         yield slice(begin, begin + step)
 
 
-def _into_logps(logits_nV: Tensor, targets_n: Tensor, found: dict[str, Tensor]) -> None:
-    """Logits become log-probabilities in place, and what is told of them is written to `found`."""
+def _told(logits_nV: Tensor, targets_n: Tensor, found: dict[str, Tensor]) -> None:
+    """Write to `found` what there is to say of these rows; the logits stay."""
     for rows in _blocks(*logits_nV.shape):
-        block = logits_nV[rows]
-        first = block[:, 0].clone()
-        torch.log_softmax(block, dim=1, out=block)
-        places = targets_n[rows].unsqueeze(1)
-        found["logps"][rows] = block.gather(1, places).squeeze(1)
-        found["top"][rows] = found["logps"][rows] >= block.amax(dim=1)
-        found["entropy"][rows] = -torch.linalg.vecdot(block.exp(), block)
-        found["normaliser"][rows] = first - block[:, 0]
+        block = _widened(logits_nV[rows])
+        logps = block.log_softmax(dim=1)
+        found["normaliser"][rows] = block[:, 0] - logps[:, 0]
+        found["logps"][rows] = logps.gather(1, targets_n[rows].unsqueeze(1)).squeeze(1)
+        found["top"][rows] = found["logps"][rows] >= logps.amax(dim=1)
+        found["entropy"][rows] = -torch.linalg.vecdot(logps.exp(), logps)
 
 
-def _into_slopes(logps_nV: Tensor, targets_n: Tensor, slopes_n: Tensor) -> None:
-    """Log-probabilities become the loss's derivative by each logit, in place.
+def _into_slopes(
+    logits_nV: Tensor, normaliser_n: Tensor, targets_n: Tensor, slopes_n: Tensor
+) -> None:
+    """Logits become the loss's derivative by each, in place.
 
     d log p(target) / d logits: one at the target, less the probabilities.
     """
-    for rows in _blocks(*logps_nV.shape):
+    for rows in _blocks(*logits_nV.shape):
         slopes, places = slopes_n[rows].unsqueeze(1), targets_n[rows].unsqueeze(1)
-        logps_nV[rows].exp_().mul_(-slopes).scatter_add_(1, places, slopes)
+        block = _widened(logits_nV[rows]).sub_(normaliser_n[rows].unsqueeze(1)).exp_()
+        block.mul_(-slopes).scatter_add_(1, places, slopes)
+        if block.dtype != logits_nV.dtype:  # else it is the very place
+            logits_nV[rows] = block
 
 
 # ------------------------------------------------------------------------- sliced
@@ -316,7 +319,7 @@ def _sliced(head: _Head, *, frozen: bool) -> tuple[dict[str, Tensor], _Made | No
     total_N, picked_N, spread_N = (torch.zeros_like(largest_N) for _ in range(3))
     pull_NH = torch.zeros_like(low_NH, dtype=wide) if frozen else None
     for part in _slices(num_rows, len(weight_VH)):
-        logits_Nv = head.logits(slice(None), part)
+        logits_Nv = _widened(head.logits(slice(None), part))
         larger_N = torch.maximum(largest_N, logits_Nv.amax(dim=1))
         here_N, places_N = _inside(targets_N, part)
         picked_N += here_N * logits_Nv.gather(1, places_N.unsqueeze(1)).squeeze(1)
@@ -354,7 +357,7 @@ def _again(
     grad_weight_VH = torch.empty_like(weight_VH) if needs_weight else None
     grad_bias_V = torch.empty_like(head.bias_V) if needs_bias and head.bias_V is not None else None
     for part in _slices(len(targets_N), len(weight_VH)):
-        grad_Nv = head.logits(slice(None), part)
+        grad_Nv = _widened(head.logits(slice(None), part))
         grad_Nv.sub_(normaliser_N.unsqueeze(1)).exp_().mul_(-grad_N.unsqueeze(1))
         here_N, places_N = _inside(targets_N, part)
         grad_Nv.scatter_add_(1, places_N.unsqueeze(1), (here_N * grad_N).unsqueeze(1))

@@ -18,6 +18,9 @@ RUNAWAY = 0.5
 LONGER = 1.5
 """Times as long as rejected that chosen answers may be before length is the easier lesson."""
 
+ENOUGH = 8
+"""Updates after which lengths are compared: the pairs of one update are of like length."""
+
 TOO_EASY = 3
 """Updates in a row, from the second on, in which no pair was wrong."""
 
@@ -37,17 +40,20 @@ class Alarms:
         self._first: Metrics | None = None
         self._told = set[str]()
         self._num_seen = self._num_perfect = 0
+        self._tokens = {"chosen": 0.0, "rejected": 0.0}
 
     def of(self, metrics: Metrics) -> list[str]:
         """What there is to say of the newest update."""
         first = self._first = self._first or metrics
         self._num_seen += 1
+        for which in self._tokens:
+            self._tokens[which] += metrics[f"train/{which}_tokens"]
         if self._num_perfect == self._num_seen - 2 and metrics["train/reward_accuracy"] == 1.0:
             self._num_perfect += 1
         rules: dict[str, Callable[[Metrics, Metrics], str | None]] = {
             "collapse": _collapse,
             "runaway": _runaway,
-            "longer": _longer,
+            "longer": self._longer,
             "easy": self._easy,
         }
         fresh = {name: rule(first, metrics) for name, rule in rules.items()}
@@ -61,6 +67,15 @@ class Alarms:
         return (
             f"no pair was wrong in updates 2 to {1 + TOO_EASY}: chosen and rejected can be told "
             "apart by something other than quality; look at the data before you trust the result"
+        )
+
+    def _longer(self, _first: Metrics, _now: Metrics) -> str | None:
+        ratio = self._tokens["chosen"] / self._tokens["rejected"]
+        if self._num_seen < ENOUGH or 1 / LONGER <= ratio <= LONGER:
+            return None
+        return (
+            f"chosen answers are {ratio:.1f} times as long as rejected ones: length will be "
+            "learnt first; balance the pairs, or set train.loss: sigmoid_norm"
         )
 
 
@@ -81,14 +96,4 @@ def _runaway(_first: Metrics, now: Metrics) -> str | None:
     return (
         f"the policy is {moved:.2f} nats a token from its reference; "
         "raise train.beta or lower train.learning_rate"
-    )
-
-
-def _longer(first: Metrics, _now: Metrics) -> str | None:
-    ratio = first["train/chosen_tokens"] / first["train/rejected_tokens"]
-    if 1 / LONGER <= ratio <= LONGER:
-        return None
-    return (
-        f"chosen answers of the first batch are {ratio:.1f} times as long as rejected ones: "
-        "length will be learnt first; balance the pairs, or set train.loss: sigmoid_norm"
     )
