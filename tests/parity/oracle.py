@@ -25,6 +25,16 @@ from dpoflow.train.figures import Figures
 from dpoflow.train.reference import ReferenceLogps
 from dpoflow.train.trainer import DpoTrainer
 
+PLAIN: dict[str, Any] = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "report_to": [],
+    "disable_tqdm": True,
+    "max_length": None,
+}
+"""TRL without what changes the arithmetic or speaks to others."""
+
 Gradients = dict[str, Tensor]
 
 
@@ -97,12 +107,7 @@ class Theirs:
             ref_model=reference,
             args=oracle.DPOConfig(
                 output_dir=str(folder),
-                bf16=False,
-                gradient_checkpointing=False,
-                use_cpu=True,
-                report_to=[],
-                disable_tqdm=True,
-                max_length=None,
+                **PLAIN,
                 precompute_ref_log_probs=reference is None,
             ),
             train_dataset=Dataset.from_dict(words),

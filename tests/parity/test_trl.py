@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parity.oracle import Ours, Theirs, encoded, gap, policy, reference_logps
+from tests.parity.oracle import PLAIN, Ours, Theirs, encoded, gap, policy, reference_logps
 from tests.tiny import FAMILIES, Family
 from torch import Tensor
 
@@ -205,12 +205,7 @@ def test_kto_is_that_of_trls_kto_trainer(tmp_path: Path) -> None:
         ref_model=tiny_model("llama", seed=1),
         args=oracle.KTOConfig(
             output_dir=str(tmp_path),
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            max_length=None,
+            **PLAIN,
             beta=config.beta,
             desirable_weight=config.desirable_weight,
             undesirable_weight=config.undesirable_weight,

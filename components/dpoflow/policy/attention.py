@@ -39,8 +39,9 @@ def why_concat(model: Any) -> str | None:
         return f"its layers of kind {', '.join(sorted(kinds - KINDS))} carry state along the row"
     if config.model_type not in PROVEN:
         return f"sharing is tested for {', '.join(PROVEN)}, and this is {config.model_type}"
-    if model.config._attn_implementation not in {"sdpa", NAME}:  # noqa: SLF001  # nowhere else
-        return f"its attention is {model.config._attn_implementation}, not sdpa"  # noqa: SLF001
+    attention = model.config._attn_implementation  # noqa: SLF001  # the only place that tells
+    if attention not in {"sdpa", NAME}:
+        return f"its attention is {attention}, not sdpa"
     return None
 
 
@@ -50,7 +51,7 @@ def attending(model: Any, layout: LayoutName) -> Iterator[None]:
     if layout == "concat":
         yield
         return
-    before = model.config._attn_implementation  # noqa: SLF001
+    before = model.config._attn_implementation  # noqa: SLF001  # the only place that tells
     model.set_attn_implementation(NAME)
     try:
         yield

@@ -70,7 +70,7 @@ def token_scores(
     if type(head) is nn.Linear:
         trained = head.weight.requires_grad
         parts = _parts(expectation, len(head.weight)) if expectation and trained else None
-        found = _Scores.apply(  # type: ignore[no-untyped-call]
+        found = _Scores.apply(  # type: ignore[no-untyped-call]  # torch types no Function.apply
             hidden_NH, head.weight, head.bias, targets_N, _product_type(hidden_NH), parts
         )
         return TokenScores(*found)

@@ -1,4 +1,4 @@
-"""The figures of one update: sums over its batches and processes, told as means.
+"""The figures of one update: sums over its batches, told as means.
 
 Reads   what an objective saw of each batch
 Gives   `Figures`, `rewards`
@@ -10,7 +10,6 @@ import time
 
 import torch
 from torch import Tensor
-from torch import distributed as group_of_processes
 
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
@@ -81,8 +80,8 @@ class Figures:
             self._sums[key] = self._sums.get(key, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """Every figure by its name in MLflow; the same in every process."""
-        sums, spent = _everywhere(self._sums), time.monotonic() - self.began
+        """Every figure by its name in MLflow."""
+        sums, spent = self._sums, time.monotonic() - self.began
         names = [name for name in sums if sums.get(f"{name} n")]
         return {
             **{f"train/{name}": sums[name] / sums[f"{name} n"] for name in names},
@@ -95,12 +94,3 @@ def _of_chosen(batch: Batch) -> Tensor:
     """Which answer tokens are of the first of two answers."""
     first = torch.arange(len(batch.lengths)) % 2 == 0
     return first.repeat_interleave(torch.tensor(batch.lengths))
-
-
-def _everywhere(sums: dict[str, float]) -> dict[str, float]:
-    if not group_of_processes.is_initialized():
-        return sums
-    names = sorted(sums)
-    totals = torch.tensor([sums[name] for name in names], dtype=torch.float64)
-    group_of_processes.all_reduce(totals)
-    return dict(zip(names, totals.tolist(), strict=True))

@@ -142,17 +142,9 @@ class Scored:
         )
 
 
-def _sigmoid(of: Scored, knobs: TrainConfig) -> Tensor:
-    return dpo_loss(
-        of.policy_margin,
-        of.reference_margin,
-        beta=knobs.beta,
-        label_smoothing=knobs.label_smoothing,
-    )
-
-
-def _robust(of: Scored, knobs: TrainConfig) -> Tensor:
-    return robust_dpo_loss(
+def _smoothed(loss: Callable[..., Tensor]) -> "Objective":
+    """DPO and its robust form take the same knobs."""
+    return lambda of, knobs: loss(
         of.policy_margin,
         of.reference_margin,
         beta=knobs.beta,
@@ -202,12 +194,12 @@ def _kto(of: Scored, knobs: TrainConfig) -> Tensor:
 Objective = Callable[[Scored, TrainConfig], Tensor]
 
 OBJECTIVES: dict[LossName, Objective] = {
-    "sigmoid": _sigmoid,
-    "robust": _robust,
+    "sigmoid": _smoothed(dpo_loss),
+    "robust": _smoothed(robust_dpo_loss),
     "hinge": _hinge,
     "ipo_sum": _ipo,
     "ipo_mean": lambda of, knobs: _ipo(of.by_token(), knobs),
-    "sigmoid_norm": lambda of, knobs: _sigmoid(of.by_token(), knobs),
+    "sigmoid_norm": lambda of, knobs: _smoothed(dpo_loss)(of.by_token(), knobs),
     "simpo": _simpo,
     "orpo": _orpo,
     "kto": _kto,

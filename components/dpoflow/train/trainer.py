@@ -6,7 +6,6 @@ Not     objectives (losses.py), the order (plan.py), figures (figures.py), the f
 Shapes  B pairs in the batch, N answer tokens
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -92,11 +91,9 @@ class DpoTrainer(Trainer):
         model.train()
         batches, total = inputs["update"], torch.zeros((), dtype=torch.float64)
         num_pairs = sum(map(len, batches))
-        for number, places in enumerate(batches, start=1):
-            last = number == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = self._loss(model, places).sum() / num_pairs
-                self.accelerator.backward(loss)
+        for places in batches:
+            loss = self._loss(model, places).sum() / num_pairs
+            self.accelerator.backward(loss)
             total += loss.detach().cpu()
         return total
 
@@ -155,7 +152,9 @@ class DpoTrainer(Trainer):
         assert reference is not None
         batch = lay_out([groups[place] for place in places], self._layout).to(self.args.device)
         with autocast(self.args.device, self._dtype):
-            sums_A = answer_sums(model(batch).logps_N, batch)
+            # As the reference was: in the same parts, so that a policy that is it has moved by 0.
+            scores = model(batch, Expectation(batch.lengths, 2))
+            sums_A = answer_sums(scores.logps_N, batch)
         return (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A)).mean().clamp(min=0)
 
     def _check(self, loss_B: Tensor, of: Scored, places: Sequence[int]) -> None:
