@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.attention import attending
 from dpoflow.policy.layout import Group, LayoutName, group_of
+from dpoflow.policy.logprobs import Scorer
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.events import Events
 from dpoflow.train.examples import Examples
@@ -168,7 +169,7 @@ class Ours:
             _as_kept(strangers, strangers_reference) if strangers and strangers_reference else None,
         )
         self.trainer = DpoTrainer(
-            self.model,
+            Scorer(self.model),
             examples,
             [(tuple(range(len(pairs))),)],
             config,
@@ -185,7 +186,7 @@ class Ours:
         self.trainer._figures = Figures()
         with attending(self.model, self._layout):
             found = self.trainer.training_step(self.trainer.model, {"update": batches})
-        return found.item(), self.trainer._figures.means()
+        return found.item(), self.trainer._figures.means("train")
 
 
 def _as_kept(groups: Sequence[Group], logps: list[list[Tensor]]) -> ReferenceLogps:

@@ -16,57 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import CHATML, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
+from tests.training import FAST, Job
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.objectives import LossName
-from dpoflow.contracts.pairs import PreferencePair
-from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
 from dpoflow.policy.load import load
-from dpoflow.state.events import Event, read_events
-from dpoflow.state.step import StepState
 from dpoflow.train.losses import OBJECTIVES, Scored
 from dpoflow.train.plan import plan
-from dpoflow.train.step import run
-
-FAST = TrainConfig(learning_rate=1e-3, epochs=2, batch_size=8, dtype="float32", save_steps=3)
-
-
-class Job:
-    """One train step in a folder of its own."""
-
-    def __init__(
-        self, folder: Path, pairs: list[PreferencePair], *, family: Family = "llama"
-    ) -> None:
-        self.folder = folder
-        self.model = tiny_folder(folder / "model", family)
-        self.pairs = pairs_folder(folder / "pairs", pairs)
-
-    def state(self, name: str) -> StepState:
-        state = StepState(self.folder / "state" / name, "train")
-        state.start_afresh(["policy", "report"])
-        return state
-
-    def run(self, config: TrainConfig, name: str = "one") -> TrainResult:
-        state = self.state(name)
-        return run(
-            config,
-            pairs=self.pairs,
-            model=self.model,
-            policy=state.output("policy"),
-            report=state.output("report"),
-            state=state,
-        )
-
-    def policy(self, name: str = "one") -> Path:
-        return self.folder / "state" / name / "outputs" / "policy"
-
-    def events(self, name: str = "one") -> list[Event]:
-        return read_events(self.folder / "state" / name / "events.jsonl")[0]
-
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
@@ -158,7 +118,8 @@ def test_every_update_reports_its_figures(job: Job) -> None:
         *("train/reward_margin", "train/reward_accuracy"),
         *("train/chosen_logps", "train/rejected_logps"),
         *("train/chosen_tokens", "train/rejected_tokens"),
-        *("train/grad_norm", "train/learning_rate", "train/tokens_per_s", "train/pairs_per_s"),
+        *("train/grad_norm", "train/learning_rate", "train/memory_mib"),
+        *("train/tokens_per_s", "train/pairs_per_s"),
     }
     progress = [event for event in job.events() if event.unit == "updates"]
     assert (progress[-1].done, progress[-1].total) == (6, 6)
@@ -303,8 +264,8 @@ from dpoflow.train.step import run
 config, pairs, model, folder = sys.argv[1:]
 state = StepState(Path(folder), "train")
 state.start_afresh(["policy", "report"])
-run(TrainConfig.model_validate_json(config), pairs=Path(pairs), model=Path(model),
-    policy=state.output("policy"), report=state.output("report"), state=state)
+run(TrainConfig.model_validate_json(config), pairs=Path(pairs), init=Path(model),
+    reference=Path(model), policy=state.output("policy"), report=state.output("report"), state=state)
 """
 
 

@@ -83,8 +83,15 @@ class TrainResult(Contract):
     first_loss: float
     last_loss: float
     num_pairs: int
+    """That were learnt from."""
+    num_heldout: int = 0
+    """That were only watched."""
     num_dropped: int
+    num_cut: int = 0
+    """Of those learnt or watched, how many were cut to fit."""
     num_steps: int
+    best_step: int | None = None
+    """The update whose weights the policy has, where training may stop early."""
     accuracy: float
     """Share of the last epoch's pairs whose reward margin was positive."""
     dtype: str

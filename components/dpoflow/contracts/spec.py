@@ -117,6 +117,22 @@ class LoraConfig(Contract):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Module names that get an adapter."""
+    bits: Literal[4] | None = None
+    """4 freezes the base's linear modules at NF4 (Dettmers et al. 2023); needs bitsandbytes."""
+
+
+class TrainJobConfig(Contract):
+    """Training as a Kubeflow TrainJob on the cluster."""
+
+    runtime: str = "torch-distributed"
+    """The ClusterTrainingRuntime it builds on."""
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(1, ge=0)
+    """Of each node."""
+    queue_timeout_s: int = Field(6 * 3600, ge=1)
+    """How long it may wait for its pods to start."""
+    timeout_s: int = Field(48 * 3600, ge=1)
+    """How long it may run once they have."""
 
 
 class TrainConfig(Contract):
@@ -152,17 +168,58 @@ class TrainConfig(Contract):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_tokens: int = Field(1024, ge=8)
-    """Pairs in which prompt + answer is longer are dropped, and counted."""
+    """The longest prompt + answer."""
+    too_long: Literal["drop", "cut_prompt", "cut_answer"] = "drop"
+    """What becomes of longer pairs: left out, without the start of the prompt, or without the end
+    of the answers. Each is counted."""
     layout: Literal["auto", "packed", "shared", "concat"] = "auto"
     """How pairs lie in a batch; `auto` packs them around shared prompts where the model can."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; weights and optimiser stay float32. `auto` takes the faster."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`cuda` refuses to run without a GPU."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest again backwards: less memory, more time."""
+    compile: bool = False
+    """Compile the layers' feed-forward parts with torch.compile; needs a C++ compiler."""
     save_steps: int = Field(20, ge=1)
     """Updates between checkpoints."""
+    heldout_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of prompts that training watches and does not learn from. Not those of evaluation."""
+    heldout_looks: int = Field(8, ge=1)
+    """How often it looks at them."""
+    early_stop: int | None = Field(None, ge=1)
+    """Stop after this many looks in a row without a larger held-out margin, and keep the weights of
+    the best one. None never stops."""
+    backend: Literal["inprocess", "torchrun", "trainjob"] = "inprocess"
+    """Who trains: the step's own process, several of this machine, or a Kubeflow TrainJob."""
+    processes: int | None = Field(None, ge=1)
+    """Of each machine; None takes one a GPU, or one."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """What processes share: gradients, or weights and optimiser as well (FSDP2)."""
+    trainjob: TrainJobConfig = TrainJobConfig()
+    """Used when backend is trainjob."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
+    def _backends_knobs_are_used(self) -> Self:
+        if self.backend == "inprocess":
+            for knob, given in (("processes", self.processes), ("sharding", self.sharding)):
+                if given not in (None, "ddp"):
+                    raise ValueError(
+                        f"{knob} {given} is not used by backend inprocess; leave it out, or set "
+                        "backend: torchrun"
+                    )
+        if self.backend != "trainjob" and self.trainjob != TrainJobConfig():
+            raise ValueError(f"trainjob is not used by backend {self.backend}; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _every_knob_is_used(self) -> Self:
+        if self.early_stop is not None and self.heldout_fraction == 0:
+            raise ValueError("early_stop needs held-out pairs to look at; raise heldout_fraction")
+        if self.lora.bits is not None and self.method != "lora":
+            raise ValueError("lora.bits is not used by method full; set method: lora")
         for knob, losses in USES.items():
             given = getattr(self, knob, None)
             if self.loss not in losses and given != type(self).model_fields[knob].default:

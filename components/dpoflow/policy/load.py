@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 
@@ -247,9 +247,16 @@ def _json(path: Path, uri: str) -> dict[str, Any]:
 
 
 def load(
-    folder: Path, *, dtype: "torch.dtype | None" = None
+    folder: Path,
+    *,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | None" = None,
+    bits: Literal[4] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model (float32 unless told, on a GPU if there is one) and its tokenizer."""
+    """The model (float32 unless told, on a GPU if there is one) and its tokenizer.
+
+    With `bits`, its linear modules are frozen at NF4 (Dettmers et al. 2023), the head is not.
+    """
     quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -265,6 +272,7 @@ def load(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            quantization_config=_quantized() if bits else None,
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise DataRejected(
@@ -280,9 +288,24 @@ def load(
         )
     _check_tokenizer(tokenizer, model.config.get_text_config().vocab_size, folder)
     _set_padding(model, tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not bits:  # else it lies where it was quantized
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
     return model, tokenizer
+
+
+def _quantized() -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "train.lora.bits 4 needs the package bitsandbytes; pip install bitsandbytes, or leave "
+            "train.lora.bits out"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, folder: Path) -> None:

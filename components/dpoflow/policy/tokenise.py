@@ -10,7 +10,7 @@ writes after that, SmolLM2 a line break, is never sampled, so never trained on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dpoflow.contracts.errors import DataRejected
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Dropped = Literal["too_long", "empty_chosen", "empty_rejected", "identical", "eos_inside"]
 """Why a pair cannot be trained on; `eos_inside`: an answer spells the end-of-turn token itself."""
 
+TooLong = Literal["drop", "cut_prompt", "cut_answer"]
+"""What becomes of a pair with more tokens than there is room for."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
@@ -31,6 +34,13 @@ class EncodedPair:
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    cut: bool = False
+    """Whether something was cut away to make it fit."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
     @property
     def num_tokens(self) -> int:
@@ -82,9 +92,12 @@ def _end_after(tokenizer: "PreTrainedTokenizerBase", text: str, answer: str) -> 
 
 
 def encode_pair(
-    tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair, max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase",
+    pair: PreferencePair,
+    max_tokens: int,
+    too_long: TooLong = "drop",
 ) -> EncodedPair | Dropped:
-    """`pair` as tokens, or why not. Nothing is ever cut: half an answer is another answer."""
+    """`pair` as tokens, or why not. Only on demand is anything cut: half an answer is another."""
     if not pair.chosen.content.strip():
         return "empty_chosen"
     if not pair.rejected.content.strip():
@@ -98,9 +111,24 @@ def encode_pair(
         return "identical"
     if max(answer.count(chosen[-1]) for answer in (chosen, rejected)) > 1:
         return "eos_inside"
-    if len(prompt) + max(len(chosen), len(rejected)) > max_tokens:
+    whole = EncodedPair(pair.pair_id, prompt, chosen, rejected)
+    return whole if whole.longest <= max_tokens else _cut(whole, max_tokens, too_long)
+
+
+def _cut(pair: EncodedPair, max_tokens: int, how: TooLong) -> EncodedPair | Dropped:
+    """A prompt keeps its end, an answer its start; what is left must still be a pair."""
+    if how == "cut_prompt":
+        room = max_tokens - max(len(pair.chosen), len(pair.rejected))
+        return replace(pair, prompt=pair.prompt[-room:], cut=True) if room > 0 else "too_long"
+    room = max_tokens - len(pair.prompt)
+    if how == "drop" or room <= 0:
         return "too_long"
-    return EncodedPair(pair.pair_id, prompt, chosen, rejected)
+    chosen, rejected = pair.chosen[:room], pair.rejected[:room]
+    return (
+        replace(pair, chosen=chosen, rejected=rejected, cut=True)
+        if chosen != rejected
+        else "identical"
+    )
 
 
 def _render(

@@ -3,26 +3,33 @@
     checkpoints/update-40/     newest only; a folder whose name begins with a dot is half-written
         weights.safetensors    what is trained: every weight, or the adapters
         optimizer.safetensors  moments, one tensor each
-        rng.safetensors        random state of the processor and of the GPU
-        state.json             optimiser groups, scheduler, and what the trainer remembers
+        rng.safetensors        random state of each process, and of its GPU
+        state.json             config, optimiser groups, scheduler, and what the trainer remembers
         trainer_state.json     of transformers
 
 Reads   a model, its optimiser and scheduler
-Gives   `save`, `newest`, `load_weights`, `load_optimizer`, `load_rng`, `notes`
+Gives   `save`, `newest`, `load_weights`, `load_optimizer`, `load_rng`, `notes`; `save_weights`
 Not     when to save (trainer.py)
 
-Safetensors and JSON only: opening a pickle can run code.
+Safetensors and JSON only: opening a pickle can run code. Where processes share the weights, each
+must call these, the first one writes, and what it writes does not tell how many there were.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.train import processes
+from dpoflow.train.shard import as_split, whole
 
 FOLDER = "update-"
 
@@ -31,38 +38,78 @@ def save(
     root: Path,
     update: int,
     *,
+    config: dict[str, Any],
     model: nn.Module,
     optimizer: Any,
     scheduler: Any,
     trainer_state: Any,
     notes: dict[str, Any],
-) -> Path:
+) -> None:
     """Write `update-N` beside the older one, then remove that: a kill leaves one of them whole."""
-    draft, target = root / f".{FOLDER}{update}", root / f"{FOLDER}{update}"
+    weights = _whole(_trained(model))
+    moments, groups = _taken_apart(optimizer.state_dict())
+    everyones = enumerate(processes.gather(_rng()))
+    rng = {f"{rank}.{of}": kept for rank, its in everyones for of, kept in its.items()}
+    if processes.rank():
+        return
+    target = root / f"{FOLDER}{update}"
+    with _drafted(target) as draft:
+        save_file(weights, draft / "weights.safetensors")
+        save_file(moments, draft / "optimizer.safetensors")
+        save_file(rng, draft / "rng.safetensors")
+        state = {
+            "config": config,
+            "groups": groups,
+            "scheduler": scheduler.state_dict(),
+            "notes": notes,
+        }
+        (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        trainer_state.save_to_json(str(draft / "trainer_state.json"))
+    for older in root.iterdir():
+        if older != target:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def save_weights(folder: Path, model: nn.Module, **facts: str) -> None:
+    """Write what is trained to `folder`, and a file of each of `facts` beside it."""
+    weights = _whole(_trained(model))
+    if processes.rank():
+        return
+    with _drafted(folder) as draft:
+        save_file(weights, draft / "weights.safetensors")
+        for name, text in facts.items():
+            (draft / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _drafted(target: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `target`, on the disk and not only in RAM."""
+    draft = target.with_name(f".{target.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file(_trained(model), draft / "weights.safetensors")
-    moments, groups = _taken_apart(optimizer.state_dict())
-    save_file(moments, draft / "optimizer.safetensors")
-    save_file(_rng(), draft / "rng.safetensors")
-    state = {"groups": groups, "scheduler": scheduler.state_dict(), "notes": notes}
-    (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    trainer_state.save_to_json(str(draft / "trainer_state.json"))
+    yield draft
     for path in [*draft.iterdir(), draft]:
         _to_disk(path)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    _to_disk(root)
-    for older in root.iterdir():
-        if older != target:
-            shutil.rmtree(older, ignore_errors=True)
-    return target
+    _to_disk(target.parent)
 
 
-def newest(root: Path) -> Path | None:
-    """The last whole checkpoint, if there is one."""
+def newest(root: Path, config: dict[str, Any]) -> Path | None:
+    """The last whole checkpoint, if there is one. ConfigError if it is of another config."""
     found = {int(path.name.removeprefix(FOLDER)): path for path in root.glob(f"{FOLDER}*")}
-    return found[max(found)] if found else None
+    if not found:
+        return None
+    last = found[max(found)]
+    then = _state(last)["config"]
+    other = [key for key in sorted({*then, *config}) if then.get(key) != config.get(key)]
+    if other:
+        key = other[0]
+        raise ConfigError(
+            f"the checkpoint {last} is of a training with {key} {then.get(key)}, and this one has "
+            f"{config.get(key)}; remove {root} to begin anew"
+        )
+    return last
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -71,26 +118,28 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     assert kept.keys() == now.keys(), "a checkpoint of another model or method lies in this state"
     with torch.no_grad():
         for name, weight in now.items():
-            weight.copy_(kept[name])
+            weight.copy_(as_split(kept[name], weight))
 
 
 def load_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Put moments, step counts and learning rates back."""
     state = _state(folder)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         place, _, what = name.partition(".")
-        moments.setdefault(int(place), {})[what] = tensor
+        moments.setdefault(int(place), {})[what] = as_split(tensor, weights[int(place)])
     optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
     scheduler.load_state_dict(state["scheduler"])
 
 
 def load_rng(folder: Path) -> None:
     """Put the random state of the processor, and of a GPU where both had one, back."""
-    kept = load_file(folder / "rng.safetensors")
-    torch.set_rng_state(kept["cpu"])
-    if "cuda" in kept and torch.cuda.is_available():
-        torch.cuda.set_rng_state(kept["cuda"])
+    kept, mine = load_file(folder / "rng.safetensors"), processes.rank()
+    if f"{mine}.cpu" in kept:  # else there were fewer processes
+        torch.set_rng_state(kept[f"{mine}.cpu"])
+    if f"{mine}.cuda" in kept and torch.cuda.is_available():
+        torch.cuda.set_rng_state(kept[f"{mine}.cuda"])
 
 
 def notes(folder: Path) -> dict[str, Any]:
@@ -111,9 +160,13 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _whole(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(weight) for name, weight in weights.items()}
+
+
 def _taken_apart(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     moments = {
-        f"{place}.{what}": torch.as_tensor(value)
+        f"{place}.{what}": whole(torch.as_tensor(value))
         for place, values in state["state"].items()
         for what, value in values.items()
     }

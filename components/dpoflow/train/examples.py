@@ -9,8 +9,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.policy.layout import Group
+from dpoflow.train.losses import Scored
 from dpoflow.train.reference import ReferenceLogps
 
 
@@ -25,6 +29,23 @@ class Examples:
     strangers: Sequence[Group] | None = None
     """Each prompt with the answers to another: KTO measures on them how far the policy moved."""
     strangers_reference: ReferenceLogps | None = None
+
+    def scored(
+        self, sums_A: Tensor, lengths: Sequence[int], places: Sequence[int], kl: Tensor
+    ) -> Scored:
+        """What an objective sees of the pairs at `places`, once the policy has summed them up."""
+        nothing_A = torch.zeros_like(sums_A)
+        known = self.reference.sums_PA[list(places)].flatten() if self.reference else nothing_A
+        known_A, tokens_A = known.to(sums_A), torch.tensor(lengths).to(sums_A)
+        return Scored(
+            chosen_B=sums_A[::2],
+            rejected_B=sums_A[1::2],
+            chosen_ref_B=known_A[::2],
+            rejected_ref_B=known_A[1::2],
+            chosen_tokens_B=tokens_A[::2],
+            rejected_tokens_B=tokens_A[1::2],
+            kl=kl,
+        )
 
 
 def strangers(groups: Sequence[Group], seed: int) -> list[Group]:

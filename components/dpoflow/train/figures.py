@@ -6,7 +6,9 @@ Not     where figures go (trainer.py), what they warn of (alarms.py)
 Shapes  B pairs in the batch, N answer tokens
 """
 
+import resource
 import time
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.head import TokenScores
 from dpoflow.policy.layout import Batch
+from dpoflow.train import processes
 from dpoflow.train.losses import Scored, sft_loss
 
 
@@ -79,15 +82,26 @@ class Figures:
         for key, value in ((name, total), (f"{name} n", many)):
             self._sums[key] = self._sums.get(key, 0.0) + value
 
-    def means(self) -> dict[str, float]:
-        """Every figure by its name in MLflow."""
-        sums, spent = self._sums, time.monotonic() - self.began
+    def means(self, of: str) -> dict[str, float]:
+        """Every figure by its name in MLflow, over the pairs of all processes."""
+        sums: Counter[str] = Counter()
+        for each in processes.gather(self._sums):
+            for name, total in each.items():  # not Counter's own sum: it drops what is not positive
+                sums[name] += total
+        spent = max(time.monotonic() - self.began, 1e-9)
         names = [name for name in sums if sums.get(f"{name} n")]
         return {
-            **{f"train/{name}": sums[name] / sums[f"{name} n"] for name in names},
-            "train/pairs_per_s": sums["loss n"] / spent if spent > 0 else 0.0,
-            "train/tokens_per_s": sums["fed"] / spent if spent > 0 else 0.0,
+            **{f"{of}/{name}": sums[name] / sums[f"{name} n"] for name in names},
+            f"{of}/pairs_per_s": sums["loss n"] / spent,
+            f"{of}/tokens_per_s": sums["fed"] / spent,
         }
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held: of its GPU, where it has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _of_chosen(batch: Batch) -> Tensor:

@@ -1,7 +1,8 @@
 """Which pairs are seen when: the whole training laid out before it starts.
 
 Reads   how long each pair is, how many epochs, the seed
-Gives   `plan`: updates of batches of places, in order; the same ones for the same arguments
+Gives   `plan`: updates of batches of places, in order; the same ones for the same arguments;
+        `first_look`, `in_order`
 Not     what a pair is (policy/tokenise.py), what an update does (trainer.py)
 
 A plan that is a plain list makes resuming exact: update k is the same pairs whoever asks.
@@ -45,6 +46,13 @@ def first_look(updates: Sequence[Update]) -> list[Batch]:
         seen.update(batch)
         firsts.append(batch)
     return firsts
+
+
+def in_order(many: int, batch_size: int) -> list[Batch]:
+    """Batches of everything, once."""
+    return [
+        tuple(range(start, min(start + batch_size, many))) for start in range(0, many, batch_size)
+    ]
 
 
 def _epoch(lengths: Sequence[int], batch_size: int, dice: random.Random) -> list[Batch]:

@@ -14,12 +14,12 @@ reference agree on the first batch to the last bit, and the first loss is ln 2.
 import hashlib
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.policy.attention import attending
@@ -28,6 +28,7 @@ from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import Group, LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, autocast, device_of
 from dpoflow.state.events import Events
+from dpoflow.train import processes
 from dpoflow.train.plan import Batch
 
 
@@ -48,7 +49,7 @@ class ReferenceLogps:
 
 
 def reference_logps(
-    model: nn.Module,
+    scorer: Callable[[], Scorer],
     groups: Sequence[Group],
     batches: Sequence[Batch],
     *,
@@ -58,47 +59,71 @@ def reference_logps(
     keep: Path,
     events: Events,
 ) -> ReferenceLogps:
-    """Those of `keep` if all that they depend on is the same, else computed and kept there."""
-    key = _key(groups, batches, f"{model_digest} {layout} {name_of(dtype)}")
-    path = keep / f"{key}.safetensors"
-    if path.is_file():
-        events.say(f"reference log-probabilities {key[:12]} are there", phase="reference")
+    """Those of `keep` if all that they depend on is the same, else computed and kept there.
+
+    `scorer` is called only if the reference must be asked.
+    """
+    path = kept_at(groups, batches, model_digest=model_digest, layout=layout, dtype=dtype, keep=keep)
+    if processes.agreed(path.is_file()):
+        events.say(f"reference log-probabilities {path.stem[:12]} are there", phase="reference")
         return ReferenceLogps(groups, load_file(path)["logps"])
-    flat = _computed(model, groups, batches, layout, dtype, events)
-    keep.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    save_file({"logps": flat}, draft)
-    draft.replace(path)
+    flat = _computed(scorer(), groups, batches, layout, dtype, events)
+    if processes.rank() == 0:
+        keep.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.draft")
+        save_file({"logps": flat}, draft)
+        draft.replace(path)
     return ReferenceLogps(groups, flat)
+
+
+def kept_at(
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    *,
+    model_digest: str,
+    layout: LayoutName,
+    dtype: torch.dtype,
+    keep: Path,
+) -> Path:
+    """Where they lie once somebody has asked for them."""
+    shares = [processes.share(batch, rank) for batch in batches for rank in range(processes.size())]
+    key = _key(groups, shares, f"{model_digest} {layout} {name_of(dtype)}")
+    return keep / f"{key}.safetensors"
 
 
 @torch.no_grad()
 def _computed(
-    model: nn.Module,
+    scorer: Scorer,
     groups: Sequence[Group],
     batches: Sequence[Batch],
     layout: LayoutName,
     dtype: torch.dtype,
     events: Events,
 ) -> Tensor:
-    parts = [torch.full((sum(map(len, group.answers)),), torch.nan) for group in groups]
-    scorer, device = Scorer(model).eval(), device_of(model)
+    sizes = [sum(map(len, group.answers)) for group in groups]
+    flat, asked = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
+    parts, known = flat.split(sizes), asked.split(sizes)
+    scorer.eval()
+    device = device_of(scorer)
     num_done, num_pairs = 0, sum(map(len, batches))
     for places in batches:
-        batch = lay_out([groups[place] for place in places], layout).to(device)
-        with attending(model, layout), autocast(device, dtype):
+        mine = processes.share(places)
+        batch = lay_out([groups[place] for place in mine or places[:1]], layout).to(device)
+        with attending(scorer.model, layout), autocast(device, dtype):
             logps_N = scorer(batch, Expectation(batch.lengths, 2)).logps_N.cpu()
-        sizes = [len(parts[place]) for place in places]
         if not torch.isfinite(logps_N).all():
             raise DataRejected(
                 "the reference gives log-probabilities that are not finite: the weights of the "
                 "model folder are damaged, or train.dtype float32 is needed"
             )
-        for place, logps in zip(places, logps_N.split(sizes), strict=True):
-            parts[place] = logps
+        scored = logps_N.split([sizes[place] for place in mine or places[:1]])
+        for place, logps in zip(mine, scored, strict=False):
+            parts[place].copy_(logps)
+            known[place].fill_(1.0)
         num_done += len(places)
         events.progress("reference", num_done, num_pairs, unit="pairs")
-    return torch.cat(parts)
+    flat, asked = processes.add_up(flat), processes.add_up(asked)
+    return flat.masked_fill_(asked == 0, torch.nan)
 
 
 def _key(groups: Sequence[Group], batches: Sequence[Batch], rest: str) -> str:

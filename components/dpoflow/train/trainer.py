@@ -9,13 +9,15 @@ Shapes  B pairs in the batch, N answer tokens
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
@@ -25,13 +27,14 @@ from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
-from dpoflow.train import checkpoint
+from dpoflow.train import checkpoint, processes
 from dpoflow.train.alarms import Alarms
 from dpoflow.train.examples import Examples
-from dpoflow.train.figures import Figures
+from dpoflow.train.figures import Figures, peak_mib
 from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
-from dpoflow.train.plan import Update
+from dpoflow.train.plan import Update, in_order
 from dpoflow.train.preemption import Preemption
+from dpoflow.train.shard import whole
 
 
 class Notes(Contract):
@@ -43,14 +46,22 @@ class Notes(Contract):
     """Spent on updates, in all attempts that count."""
     margins: dict[int, float]
     """Place of a pair to its reward margin when it was last seen."""
+    best_margin: float | None = None
+    """The largest held-out one, where training may stop early."""
+    best_update: int = 0
+    looks_since: int = 0
+    """Held-out looks since then."""
 
 
 class DpoTrainer(Trainer):
     """One item of its data set is one update of the plan, so that the plan alone sets the order."""
 
+    stopped_early = False
+    """Whether the held-out margin had not grown for long enough."""
+
     def __init__(
         self,
-        model: PreTrainedModel,
+        scorer: Scorer,
         examples: Examples,
         updates: Sequence[Update],
         config: TrainConfig,
@@ -59,21 +70,29 @@ class DpoTrainer(Trainer):
         dtype: torch.dtype,
         folder: Path,
         events: Events,
+        heldout: Examples | None = None,
         starts_at_reference: bool = True,
         preemption: Preemption | None = None,
     ) -> None:
         planned = _Updates(updates)
+        looks = math.ceil(len(updates) / config.heldout_looks) if heldout else None
         super().__init__(
-            model=Scorer(model),
-            args=_arguments(config, folder),
+            model=scorer,
+            args=_arguments(config, folder, looks),
             train_dataset=planned,
+            eval_dataset=planned if heldout else None,  # never read: `evaluate` is ours
             data_collator=lambda items: {"update": items[0]},
         )
+        # What FSDP has split is in its place and reduces its own gradients: not to be wrapped again.
+        self.is_distributed_loading_by_transformers = isinstance(scorer, FSDPModule)
         self.remove_callback(PrinterCallback)
         self._first_loss: float | None = None
         self._last_loss, self._seconds = math.nan, 0.0
         self._margins: dict[int, float] = {}
-        self.policy, self._updates, self._examples = model, planned, examples
+        self._best_margin: float | None = None
+        self._best_update = self._looks_since = 0
+        self.policy, self._updates = scorer.model, planned
+        self._examples, self._heldout = examples, heldout
         self._layout, self._dtype = layout, dtype
         self._config, self._events = config, events
         self._folder, self._figures = folder, Figures()
@@ -87,40 +106,56 @@ class DpoTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,  # the Trainer's signature
     ) -> Tensor:
-        """Gradients of one update: the mean over its pairs, however they are cut into batches."""
+        """Gradients of one update: the mean over its pairs, however they are cut into batches.
+
+        Processes divide each batch. They then take the mean of their gradients, so each counts its
+        own pairs that many times more.
+        """
         model.train()
         batches, total = inputs["update"], torch.zeros((), dtype=torch.float64)
         num_pairs = sum(map(len, batches))
-        for places in batches:
-            loss = self._loss(model, places).sum() / num_pairs
-            self.accelerator.backward(loss)
+        for number, places in enumerate(batches, start=1):
+            last = number == len(batches)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                mine = processes.share(places)
+                # With nothing to do it still takes part: the others wait for it at each layer.
+                loss_B = self._loss(model, self._examples, mine or places[:1], counts=bool(mine))
+                loss = loss_B.sum() * (processes.size() if mine else 0) / num_pairs
+                self.accelerator.backward(loss)
             total += loss.detach().cpu()
-        return total
+        return total.to(self.args.device)
 
-    def _loss(self, model: nn.Module, places: Sequence[int]) -> Tensor:
+    def _loss(
+        self, model: nn.Module, examples: Examples, places: Sequence[int], *, counts: bool
+    ) -> Tensor:
         """The objective and, where it has a weight, the supervised term, of each pair."""
         config, device = self._config, self.args.device
-        batch = lay_out([self._examples.groups[place] for place in places], self._layout).to(device)
-        kl = self._kl(model, places) if config.loss == "kto" else torch.zeros((), device=device)
+        batch = lay_out([examples.groups[place] for place in places], self._layout).to(device)
+        kl = torch.zeros((), device=device)
+        if config.loss == "kto":
+            kl = self._kl(model, examples, places, counts=counts)
 
         def slopes(among: slice, sums_A: Tensor) -> Tensor:
             """What the head is told to expect, so that it need not make its logits twice."""
             with torch.enable_grad():
                 sums_A = sums_A.detach().requires_grad_()
                 pairs = slice(among.start // 2, among.stop // 2)
-                some = self._scored(sums_A, batch.lengths[among], places[pairs], kl)
+                some = examples.scored(sums_A, batch.lengths[among], places[pairs], kl)
                 (slopes_A,) = torch.autograd.grad(torch.stack(self._terms(some)).sum(), sums_A)
             return slopes_A
 
         with autocast(device, self._dtype):
-            scores = model(batch, Expectation(batch.lengths, 2, slopes))
-        of = self._scored(answer_sums(scores.logps_N, batch), batch.lengths, places, kl)
+            learning = torch.is_grad_enabled()
+            scores = model(batch, Expectation(batch.lengths, 2, slopes if learning else None))
+        of = examples.scored(answer_sums(scores.logps_N, batch), batch.lengths, places, kl)
         loss_B, supervised_B = self._terms(of)
-        self._check(loss_B.detach(), of, places)
-        reference = self._examples.reference
-        tokens_N = reference.tokens_of(places) if reference else None
-        margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
-        self._margins.update(zip(places, margin_B.tolist(), strict=True))
+        if counts:
+            self._check(loss_B.detach(), of, places)
+            reference = examples.reference
+            tokens_N = reference.tokens_of(places) if reference else None
+            margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
+            if learning:
+                self._margins.update(zip(places, margin_B.tolist(), strict=True))
         return loss_B + supervised_B
 
     def _terms(self, of: Scored) -> tuple[Tensor, Tensor]:
@@ -128,26 +163,12 @@ class DpoTrainer(Trainer):
         supervised_B = self._config.sft_weight * sft_loss(of.chosen_B, of.chosen_tokens_B)
         return OBJECTIVES[self._config.loss](of, self._config), supervised_B
 
-    def _scored(
-        self, sums_A: Tensor, lengths: Sequence[int], places: Sequence[int], kl: Tensor
-    ) -> Scored:
-        reference, nothing_A = self._examples.reference, torch.zeros_like(sums_A)
-        known = reference.sums_PA[list(places)].flatten() if reference else nothing_A
-        known_A, tokens_A = known.to(sums_A), torch.tensor(lengths).to(sums_A)
-        return Scored(
-            chosen_B=sums_A[::2],
-            rejected_B=sums_A[1::2],
-            chosen_ref_B=known_A[::2],
-            rejected_ref_B=known_A[1::2],
-            chosen_tokens_B=tokens_A[::2],
-            rejected_tokens_B=tokens_A[1::2],
-            kl=kl,
-        )
-
     @torch.no_grad()
-    def _kl(self, model: nn.Module, places: Sequence[int]) -> Tensor:
+    def _kl(
+        self, model: nn.Module, examples: Examples, places: Sequence[int], *, counts: bool
+    ) -> Tensor:
         """KTO's z0: the mean log-ratio of answers to other prompts, at least 0."""
-        groups, reference = self._examples.strangers, self._examples.strangers_reference
+        groups, reference = examples.strangers, examples.strangers_reference
         assert groups is not None
         assert reference is not None
         batch = lay_out([groups[place] for place in places], self._layout).to(self.args.device)
@@ -155,7 +176,11 @@ class DpoTrainer(Trainer):
             # As the reference was: in the same parts, so that a policy that is it has moved by 0.
             scores = model(batch, Expectation(batch.lengths, 2))
             sums_A = answer_sums(scores.logps_N, batch)
-        return (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A)).mean().clamp(min=0)
+        moved_A = counts * (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A))
+        total, many = processes.add_up(
+            torch.stack([moved_A.double().sum().cpu(), torch.tensor(counts * len(moved_A)).double()])
+        )
+        return (total / many).clamp(min=0).to(sums_A)
 
     def _check(self, loss_B: Tensor, of: Scored, places: Sequence[int]) -> None:
         if not torch.isfinite(loss_B).all():
@@ -179,7 +204,10 @@ class DpoTrainer(Trainer):
             first_loss=self._first_loss,
             last_loss=self._last_loss,
             seconds=self._seconds,
-            margins=self._margins,
+            margins={place: each for one in processes.gather(self._margins) for place, each in one.items()},
+            best_margin=self._best_margin,
+            best_update=self._best_update,
+            looks_since=self._looks_since,
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -188,7 +216,8 @@ class DpoTrainer(Trainer):
             return  # the summary at the end
         update, total = self.state.global_step, self.state.max_steps
         values = {
-            **self._figures.means(),
+            **self._figures.means("train"),
+            "train/memory_mib": peak_mib(),
             "train/grad_norm": float(logs["grad_norm"]),
             "train/learning_rate": float(logs["learning_rate"]),
         }
@@ -206,15 +235,51 @@ class DpoTrainer(Trainer):
         if self._first_loss is None:
             self._first_loss = self._last_loss
         self._figures = Figures()
-        if self._preemption.asked:
+        if any(processes.gather(self._preemption.asked)):
             self.control.should_save = self.control.should_training_stop = True
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """One look at the held-out pairs: their figures, and whether it is time to stop."""
+        assert self._heldout is not None
+        training, self._figures = self._figures, Figures()
+        self.model_wrapped.eval()
+        for places in in_order(len(self._heldout.groups), self._config.batch_size):
+            mine = processes.share(places)
+            self._loss(self.model_wrapped, self._heldout, mine or places[:1], counts=bool(mine))
+        values, self._figures = self._figures.means("heldout"), training
+        self._figures.began = time.monotonic()
+        update = self.state.global_step
+        self._events.metrics(update, values, phase="training")
+        if self._config.early_stop is not None:
+            self._stop_in_time(update, values["heldout/reward_margin"])
+        return values
+
+    def _stop_in_time(self, update: int, margin: float) -> None:
+        if self._best_margin is None or margin > self._best_margin:
+            self._best_margin, self._best_update, self._looks_since = margin, update, 0
+            checkpoint.save_weights(self.best, self.policy)
+            return
+        self._looks_since += 1
+        if self._looks_since >= (self._config.early_stop or 0):
+            self.stopped_early = self.control.should_training_stop = True
+
+    @property
+    def best(self) -> Path:
+        """Where the weights of the best look lie."""
+        return self._folder.with_name("best")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: our inputs are not the model's own."""
         return 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        return SequentialSampler(self._updates)
+    def get_train_dataloader(self) -> DataLoader[Update]:
+        """Every process is given every update, and takes its share of the batches."""
+        return DataLoader(self._updates, batch_size=1, collate_fn=self.data_collator)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)
+        return whole(norm) if isinstance(norm, Tensor) else norm
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -224,6 +289,7 @@ class DpoTrainer(Trainer):
         checkpoint.save(
             self._folder,
             self.state.global_step,
+            config=self._config.model_dump(mode="json"),
             model=self.policy,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
@@ -236,6 +302,8 @@ class DpoTrainer(Trainer):
         notes = Notes.model_validate(checkpoint.notes(Path(resume_from_checkpoint)))
         self._first_loss, self._last_loss = notes.first_loss, notes.last_loss
         self._seconds, self._margins = notes.seconds, dict(notes.margins)
+        self._best_margin, self._best_update = notes.best_margin, notes.best_update
+        self._looks_since = notes.looks_since
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
         if folder is not None:
@@ -257,7 +325,7 @@ class _Updates(Dataset[Update]):
         return self._updates[place]
 
 
-def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
+def _arguments(config: TrainConfig, folder: Path, looks: int | None) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # one item is one update of the plan
@@ -270,10 +338,12 @@ def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=config.save_steps,
+        eval_strategy="steps" if looks else "no",
+        eval_steps=looks,
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to=[],
         log_level="error",

@@ -1,0 +1,89 @@
+"""Who trains: this process, several that torchrun starts here, or a Kubeflow TrainJob.
+
+Reads   a `Job`
+Gives   `launch`; once it returns, the job's weights and outcome are there
+Not     training (work.py), the cluster's words (trainjob.py)
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from dpoflow.contracts.base import canonical_json
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.state.lifeline import RUNNER_PID
+from dpoflow.train.outcome import Job, cause
+from dpoflow.train.preemption import Preemption
+
+
+def launch(job: Job) -> None:
+    """Train. Raises what training raised, wherever that was."""
+    if job.config.backend == "inprocess":
+        _check_alone()
+        from dpoflow.train.work import work  # torch: not where others do the work
+
+        work(job)
+        return
+    job.error.unlink(missing_ok=True)
+    path = job.state / "work" / "job.json"
+    path.write_text(canonical_json(job) + "\n", encoding="utf-8")
+    _torchrun(job, path)
+
+
+def _check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"train.backend inprocess trains in one process, and WORLD_SIZE is "
+            f"{os.environ['WORLD_SIZE']}; set train.backend: torchrun, which starts the others"
+        )
+
+
+def _torchrun(job: Job, path: Path) -> None:
+    many = job.config.processes or _num_gpus() or 1
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(many), "-m", "dpoflow.train.work", str(path)),
+    ]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // many))
+    environment = {
+        **os.environ,
+        RUNNER_PID: str(os.getpid()),  # they end with this process, however it ends
+        "OMP_NUM_THREADS": threads,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    log = job.state / "torchrun.log"
+    with log.open("ab") as out, Preemption() as preemption:
+        group = subprocess.Popen(  # noqa: S603  # this very interpreter
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment
+        )
+        try:
+            _await(group, preemption)
+        finally:
+            group.kill()
+    if group.returncode:
+        raise cause(job, f"torchrun ended with {group.returncode}: {_last_line(log)}")
+
+
+def _await(group: "subprocess.Popen[bytes]", preemption: Preemption) -> None:
+    told = False
+    while group.poll() is None:
+        if preemption.asked and not told:
+            group.send_signal(signal.SIGTERM)  # torchrun hands it on, and waits for all
+            told = True
+        with suppress(subprocess.TimeoutExpired):
+            group.wait(timeout=0.2)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    told = [line for line in lines if "Error" in line or "Signal" in line]
+    return f"{(told or lines or ['nothing said'])[-1][:300]} (all of it: {log})"

@@ -1,0 +1,118 @@
+"""The model as it is trained, and the pairs as it sees them.
+
+Reads   a loaded model and tokenizer, the train section of the spec, pairs
+Gives   `prepared` (adapters, no dropout, activation checkpointing), `encode`, `watched`
+Not     the training itself (work.py)
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.pairs import PreferencePair, read_parquet
+from dpoflow.contracts.spec import TrainConfig
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.state.events import Events
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def prepared(model: Any, config: TrainConfig) -> PreTrainedModel:
+    """The model with what is to be trained switched on, and without its own dropout."""
+    without_dropout(model)
+    if config.method == "lora":
+        model = _with_adapters(model, config)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            f"train.method {config.method} leaves nothing to train; name modules of this model in "
+            "train.lora.targets, or set train.method: full"
+        )
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained: PreTrainedModel = model
+    return trained
+
+
+def without_dropout(model: Model) -> Model:
+    """Policy and reference are compared on one footing; adapters keep the dropout they ask for."""
+    module: Any
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # Llama and its kin keep the rate as a number
+    return model
+
+
+def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = config.lora.targets
+    adapters = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # it only divides by the rank
+        lora_dropout=config.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        return get_peft_model(model, adapters)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.targets {targets} does not fit this model ({error}); "
+            "name its linear modules, or say all-linear"
+        ) from None
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, path: Path, config: TrainConfig, events: Events
+) -> tuple[list[EncodedPair], dict[str, int]]:
+    """Pairs as tokens, and how many were left out by reason."""
+    encoded: list[EncodedPair] = []
+    dropped: Counter[str] = Counter()
+    for pair in read_parquet(path, PreferencePair):
+        made = (
+            encode_pair(tokenizer, pair, config.max_tokens, config.too_long)
+            if pair.label == "preferred"
+            else f"label_{pair.label}"
+        )
+        if isinstance(made, EncodedPair):
+            encoded.append(made)
+        else:
+            dropped[made] += 1
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    if not encoded:
+        raise DataRejected(
+            f"train.parquet has no pair to train on (dropped: {why or 'none, it is empty'}); "
+            "raise train.max_tokens, or look at the data"
+        )
+    if dropped:
+        events.say(f"dropped {dropped.total()} of {dropped.total() + len(encoded)} pairs: {why}")
+    num_cut = sum(pair.cut for pair in encoded)
+    if num_cut:
+        events.say(f"cut {num_cut} of {len(encoded)} pairs to {config.max_tokens} tokens")
+    return encoded, dict(sorted(dropped.items()))
+
+
+def watched(
+    pairs: Sequence[EncodedPair], fraction: float, seed: int
+) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """(learnt from, only watched): this share of the prompts, those of the smallest seeded hash."""
+
+    def place(prompt: tuple[int, ...]) -> str:
+        return hashlib.sha256(f"{seed}:{prompt}".encode()).hexdigest()
+
+    prompts = sorted({pair.prompt for pair in pairs}, key=place)
+    kept_out = set(prompts[: round(fraction * len(prompts))])
+    return (
+        [pair for pair in pairs if pair.prompt not in kept_out],
+        [pair for pair in pairs if pair.prompt in kept_out],
+    )
