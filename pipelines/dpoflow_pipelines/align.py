@@ -32,10 +32,6 @@ def align(
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="align"):
         pinned = place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
-        model = {
-            "model_uri": pinned.outputs["model_uri"],
-            "model_digest": pinned.outputs["model_digest"],
-        }
         checked = place(
             validate(
                 config=validate_config,
@@ -49,7 +45,8 @@ def align(
                 config=synthesize_config,
                 state_root=state_root,
                 prompts=checked.outputs["prompts"],
-                **model,
+                model_uri=pinned.outputs["init_uri"],
+                model_digest=pinned.outputs["init_digest"],
             )
         )
         merged = place(
@@ -66,7 +63,10 @@ def align(
                 config=train_config,
                 state_root=state_root,
                 pairs=merged.outputs["training"],
-                **model,
+                init_uri=pinned.outputs["init_uri"],
+                init_digest=pinned.outputs["init_digest"],
+                reference_uri=pinned.outputs["reference_uri"],
+                reference_digest=pinned.outputs["reference_digest"],
             )
         )
         judged = place(
@@ -75,7 +75,8 @@ def align(
                 state_root=state_root,
                 policy=trained.outputs["policy"],
                 heldout=merged.outputs["heldout"],
-                **model,
+                model_uri=pinned.outputs["model_uri"],
+                model_digest=pinned.outputs["model_digest"],
             )
         )
         place(

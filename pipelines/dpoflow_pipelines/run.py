@@ -17,7 +17,7 @@ from rich.console import Console
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import REGISTRY, Spec
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.progress import following, task_table
@@ -50,12 +50,17 @@ def compile_to(path: Path, name: str = "align") -> None:
 
 def check_sources(spec: Spec) -> None:
     """Whether data and model are there at all: a typo is told before there is a run."""
-    for source in spec.data.sources:
-        data_files(source.uri)
-    if "://" not in spec.model and not Path(spec.model).is_dir():
-        what = "is a file" if Path(spec.model).exists() else "does not exist"
+    pinned = spec.snapshot
+    for source in (*pinned.sources, *pinned.replay):
+        if not source.uri.startswith(REGISTRY):
+            data_files(source.uri)
+    models = {"model": pinned.model, "train.init": pinned.init, "train.reference": pinned.reference}
+    for key, uri in models.items():
+        if uri is None or "://" in uri or uri.startswith(REGISTRY) or Path(uri).is_dir():
+            continue
+        what = "is a file" if Path(uri).exists() else "does not exist"
         raise ConfigError(
-            f"model {spec.model} {what}; name a folder with safetensors and a tokenizer, "
+            f"{key} {uri} {what}; name a folder with safetensors and a tokenizer, "
             "package://PACKAGE/FILE.gguf, or hf://ORG/NAME@REVISION"
         )
 

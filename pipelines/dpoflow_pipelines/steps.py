@@ -62,7 +62,7 @@ STEPS = {
         "dpoflow.train.step:run",
         spec.TrainConfig,
         results.TrainResult,
-        ("pairs", "model"),
+        ("pairs", "init", "reference"),
         ("policy", "report"),
     ),
     "evaluate": Step(

@@ -176,6 +176,53 @@ def test_a_trace_follows_one_pair_to_its_row(job: SmallJob, home: Path) -> None:
     assert pair.source.row in ended.out
 
 
+def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
+    job: SmallJob, home: Path
+) -> None:
+    first = summary(home)
+    new = job.folder / "new.jsonl"
+    answers = ("We will look into it at once and write to you.", "Wait, it is a holiday here!")
+    with new.open("w") as out:
+        for number in range(12):
+            row = {"prompt": f"Order {number}?", "chosen": answers[0], "rejected": answers[1]}
+            out.write(json.dumps(row) + "\n")
+
+    ended = job.run(
+        home,
+        f"data.sources=[{{uri: {new}}}]",
+        "data.replay=[{uri: models:/small/1}]",
+        "data.replay_per_new=0.5",
+        "synthesize.enabled=false",
+        "train.init=models:/small/1",
+        "train.reference=base",
+        "train.max_tokens=200",
+    )
+
+    assert ended.code == 0, ended.out + ended.err
+    told = summary(home)
+    policy = folder_of(home, told["train"]["policy_digest"])
+    parents = json.loads((policy / "manifest.json").read_text())["parents"]
+    assert parents["reference"] == first["data"]["model_digest"]
+    assert parents["init"] != parents["reference"]
+    weights = (folder_of(home, first["train"]["policy_digest"]) / "model.safetensors").read_bytes()
+    assert (folder_of(home, parents["init"]) / "model.safetensors").read_bytes() == weights
+    assert told["train"]["first_loss"] != pytest.approx(math.log(2), abs=1e-3)
+    assert told["data"]["validate"]["num_pairs"] > 8
+    from dpoflow.contracts.pairs import PreferencePair, read_parquet
+
+    pairs = read_parquet(folder_of(home, parents["pairs"]) / "train.parquet", PreferencePair)
+    datasets = {pair.source.dataset for pair in pairs}  # an old pair still says whence it came
+    assert {"new.jsonl", "pairs.jsonl"} <= datasets
+
+
+def test_a_champion_that_is_not_there_yet_is_the_configs_fault(job: SmallJob, home: Path) -> None:
+    ended = job.run(home, "train.init=champion")
+
+    assert ended.code == 2
+    assert "no version small@champion in MLflow" in ended.err
+    assert "such as base" in ended.err
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("task", "phase", "done"),

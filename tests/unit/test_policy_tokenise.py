@@ -170,3 +170,35 @@ def test_an_answer_that_was_cut_has_no_end_to_learn_from() -> None:
     assert isinstance(without, EncodedPair)
     assert (*without.rejected, tiny_tokenizer().eos_token_id) == with_end.rejected
     assert without.chosen == with_end.chosen
+
+
+# ---------------------------------------------------------------- too long
+
+
+def test_a_prompt_is_cut_at_its_start_and_answers_at_their_end() -> None:
+    tokenizer, pair = tiny_tokenizer(), pair_of("the sea?", "blue and calm today", "snow snow")
+    whole = encode_pair(tokenizer, pair, 256)
+    assert isinstance(whole, EncodedPair)
+    room = whole.longest - 2
+
+    prompt = encode_pair(tokenizer, pair, room, "cut_prompt")
+    answer = encode_pair(tokenizer, pair, room, "cut_answer")
+
+    assert isinstance(prompt, EncodedPair)
+    assert (prompt.prompt, prompt.chosen) == (whole.prompt[2:], whole.chosen)
+    assert isinstance(answer, EncodedPair)
+    assert (answer.prompt, answer.chosen) == (whole.prompt, whole.chosen[:-2])
+    assert answer.rejected == whole.rejected  # it was short enough
+    assert (prompt.cut, answer.cut, whole.cut) == (True, True, False)
+    assert prompt.longest == answer.longest == room
+
+
+def test_what_is_no_pair_after_cutting_is_left_out() -> None:
+    tokenizer = tiny_tokenizer()
+    late = pair_of("the sea?", "blue and calm today", "blue and calm snow")
+    whole = encode_pair(tokenizer, late, 256)
+    assert isinstance(whole, EncodedPair)
+
+    assert encode_pair(tokenizer, late, len(whole.prompt) + 1, "cut_answer") == "identical"
+    assert encode_pair(tokenizer, late, len(whole.prompt), "cut_answer") == "too_long"
+    assert encode_pair(tokenizer, late, len(whole.chosen), "cut_prompt") == "too_long"

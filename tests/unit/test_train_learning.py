@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import WORDS, pair_of, pairs_folder, tiny_folder, tiny_pairs, tiny_tokenizer
+from tests.tiny import WORDS, pair_of, tiny_pairs, tiny_tokenizer
+from tests.training import Job
 
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.spec import TrainConfig
@@ -13,10 +14,10 @@ from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.events import Events
-from dpoflow.state.step import StepState
-from dpoflow.train.step import run
 
-CONFIG = TrainConfig(learning_rate=5e-4, epochs=3, batch_size=8, dtype="float32")
+CONFIG = TrainConfig(
+    learning_rate=5e-4, epochs=3, batch_size=8, dtype="float32", heldout_fraction=0
+)
 
 
 def swapped(pair: PreferencePair) -> PreferencePair:
@@ -37,14 +38,11 @@ def heldout_accuracy(
     folder: Path, training: list[PreferencePair], heldout: list[PreferencePair]
 ) -> float:
     """Share of unseen pairs whose chosen answer gained on the rejected one."""
-    state, model = StepState(folder / "state" / "one", "train"), tiny_folder(folder / "model")
-    state.start_afresh(["policy", "report"])
-    policy, report = state.output("policy"), state.output("report")
-    pairs = pairs_folder(folder / "pairs", training)
-    run(CONFIG, pairs=pairs, model=model, policy=policy, report=report, state=state)
+    job = Job(folder, training)
+    job.run(CONFIG)
     encoded = [encode_pair(tiny_tokenizer(), pair, 256) for pair in heldout]
     margins = []
-    for where in (policy, model):
+    for where in (job.policy(), job.model):
         chosen, rejected = pair_logps(
             load(where)[0],
             [pair for pair in encoded if isinstance(pair, EncodedPair)],

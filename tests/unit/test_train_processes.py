@@ -15,7 +15,6 @@ from tests.training import FAST, Job
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
-from dpoflow.train.processes import share
 
 TWO = {"backend": "torchrun", "processes": 2}
 
@@ -32,13 +31,15 @@ def weights(job: Job, name: str) -> dict[str, torch.Tensor]:
     return load_file(job.policy(name) / "model.safetensors")
 
 
+full = pytest.mark.full
+ADAPTERS = {"method": "lora", "lora": LoraConfig(rank=4)}
 CASES = [
     pytest.param("llama", "ddp", {}, id="ddp"),
     pytest.param("llama", "fsdp", {}, id="fsdp"),
-    pytest.param("qwen3", "fsdp", {"method": "lora", "lora": LoraConfig(rank=4)}, id="fsdp-lora"),
-    pytest.param("gpt2", "ddp", {"method": "lora", "lora": LoraConfig(rank=4)}, id="ddp-lora"),
-    pytest.param("llama", "fsdp", {"activation_checkpointing": True}, id="fsdp-checkpointing"),
-    pytest.param("llama", "ddp", {"loss": "kto"}, id="ddp-kto"),
+    pytest.param("qwen3", "fsdp", ADAPTERS, id="fsdp-lora", marks=full),
+    pytest.param("gpt2", "ddp", ADAPTERS, id="ddp-lora", marks=full),
+    pytest.param("llama", "fsdp", {"activation_checkpointing": True}, id="fsdp-less", marks=full),
+    pytest.param("llama", "ddp", {"loss": "kto"}, id="ddp-kto", marks=full),
 ]
 
 
@@ -55,7 +56,9 @@ def test_two_processes_have_the_losses_and_weights_of_one(
 
     alone, together = job.events("one"), job.events("two")
     for name in ("train/loss", "train/reward_margin", "train/kl", "heldout/loss"):
-        figures = [[e.metrics[name] for e in each if name in e.metrics] for each in (alone, together)]
+        figures = [
+            [e.metrics[name] for e in each if name in e.metrics] for each in (alone, together)
+        ]
         assert len(figures[0]) > 2
         assert figures[1] == pytest.approx(figures[0], abs=1e-5), name
     assert (two.num_pairs, two.num_steps, two.num_heldout) == (
@@ -67,6 +70,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(
         assert torch.allclose(weight, weights(job, "two")[name], atol=1e-5), name
 
 
+@full
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_killed_rank_ends_the_others_and_the_same_call_goes_on(
     tmp_path: Path, sharding: str
@@ -116,6 +120,7 @@ def test_an_error_of_a_process_is_the_steps_own(tmp_path: Path) -> None:
         job.run(changed(**TWO, max_tokens=8))
 
 
+@full
 def test_more_processes_than_pairs_in_a_batch_are_refused(tmp_path: Path) -> None:
     job = Job(tmp_path, tiny_pairs(8))
 
@@ -123,6 +128,7 @@ def test_more_processes_than_pairs_in_a_batch_are_refused(tmp_path: Path) -> Non
         job.run(changed(**TWO, batch_size=1))
 
 
+@full
 def test_a_checkpoint_of_two_processes_is_continued_by_one(tmp_path: Path) -> None:
     """What is written does not tell how many wrote it."""
     job = Job(tmp_path, tiny_pairs(40))
@@ -148,7 +154,3 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(tmp_path: Path) -> No
 
     told = {e.at: e.metrics["train/loss"] for e in job.events("two") if e.metrics}
     assert [told[at] for at in sorted(told, key=int)] == pytest.approx(losses(job, "one"), abs=1e-5)
-
-
-def test_shares_of_a_batch_are_disjoint_and_whole() -> None:
-    assert share([3, 1, 4, 1, 5]) == (3, 1, 4, 1, 5)  # alone

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tests.tiny import CHATML, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
+from tests.tiny import CHATML, WORDS, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 from tests.training import FAST, Job
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -23,10 +25,16 @@ from transformers import AutoModelForCausalLM
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.objectives import LossName
+from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
 from dpoflow.policy.load import load
+from dpoflow.policy.logprobs import pair_logps
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.state.events import Events
+from dpoflow.train import work
 from dpoflow.train.losses import OBJECTIVES, Scored
 from dpoflow.train.plan import plan
+
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
@@ -265,7 +273,8 @@ config, pairs, model, folder = sys.argv[1:]
 state = StepState(Path(folder), "train")
 state.start_afresh(["policy", "report"])
 run(TrainConfig.model_validate_json(config), pairs=Path(pairs), init=Path(model),
-    reference=Path(model), policy=state.output("policy"), report=state.output("report"), state=state)
+    reference=Path(model), policy=state.output("policy"), report=state.output("report"),
+    state=state)
 """
 
 
@@ -374,6 +383,192 @@ def test_the_reference_is_asked_again_when_weights_template_or_one_token_changed
 
     asked = [num_reference_pairs(job, name) for name in ("template", "weights", "token")]
     assert asked == [24, 24, 24]
+
+
+def test_the_policy_may_start_away_from_its_reference(job: Job) -> None:
+    """The first loss is the papers', of log-probabilities that transformers gives."""
+    other = tiny_folder(job.folder / "other", seed=5)
+    config = FAST.model_copy(update={"batch_size": 24, "beta": 0.02, "epochs": 1.0})
+
+    result = job.run(config, "away", reference=other)
+
+    def margins(folder: Path) -> list[float]:
+        model, tokenizer = load(folder)
+        found = []
+        for pair in tiny_pairs(24):
+            made = encode_pair(tokenizer, pair, 256)
+            assert isinstance(made, EncodedPair)
+            sums = []
+            for answer in (made.chosen, made.rejected):
+                ids = torch.tensor([[*made.prompt, *answer]])
+                logps = model(input_ids=ids).logits[0].log_softmax(-1)[len(made.prompt) - 1 : -1]
+                sums.append(float(logps.gather(1, torch.tensor(answer).unsqueeze(1)).sum()))
+            found.append(sums[0] - sums[1])
+        return found
+
+    with torch.no_grad():
+        gaps = [a - b for a, b in zip(margins(job.model), margins(other), strict=True)]
+    expected = sum(math.log1p(math.exp(-0.02 * gap)) for gap in gaps) / 24
+    assert result.first_loss == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - math.log(2)) > 0.01
+    assert num_reference_pairs(job, "away") == 24
+
+
+def test_another_reference_is_not_even_loaded_once_it_was_asked(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, loaded = tiny_folder(job.folder / "other", seed=5), list[Path]()
+    real = work.load.load
+    monkeypatch.setattr(
+        work.load, "load", lambda folder, **how: loaded.append(folder) or real(folder, **how)
+    )
+
+    job.run(FAST, "first", reference=other)
+    job.run(FAST.model_copy(update={"beta": 0.3}), "second", reference=other)
+
+    assert loaded.count(other) == 1
+
+
+def test_a_reference_of_another_tokenizer_is_refused(job: Job) -> None:
+    other = tiny_folder(job.folder / "other", seed=5)
+    page = json.loads((other / "tokenizer.json").read_text())
+    words = page["model"]["vocab"]
+    words["blue"], words["calm"] = words.get("calm", 300), words.get("blue", 301)
+    some = sorted(words, key=words.get)[-2:]
+    words[some[0]], words[some[1]] = words[some[1]], words[some[0]]
+    (other / "tokenizer.json").write_text(json.dumps(page))
+
+    with pytest.raises(ConfigError, match=r"train.reference has another tokenizer"):
+        job.run(FAST, reference=other)
+
+
+def test_a_checkpoint_of_another_config_is_refused(job: Job) -> None:
+    config = FAST.model_copy(update={"batch_size": 2, "epochs": 20.0, "save_steps": 2})
+    victim = child(job, config, "one")
+    checkpoints = job.folder / "state" / "one" / "work" / "checkpoints"
+    while not [*checkpoints.glob("update-*")]:
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    victim.communicate()
+
+    with pytest.raises(ConfigError, match=r"of a training with beta 0\.1, and this one has 0\.3"):
+        job.run(config.model_copy(update={"beta": 0.3}))
+
+
+def test_a_gpu_that_is_asked_for_and_absent_is_told_before_anything_is_loaded(job: Job) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (job.model / "config.json").unlink()
+
+    with pytest.raises(ConfigError, match=r"train.device cuda: torch .* finds no GPU"):
+        job.run(FAST.model_copy(update={"device": "cuda"}))
+
+
+def test_activation_checkpointing_changes_no_number(job: Job) -> None:
+    plain = job.run(FAST, "plain")
+    fewer = job.run(FAST.model_copy(update={"activation_checkpointing": True}), "fewer")
+
+    assert fewer.last_loss == plain.last_loss
+    for name, weight in load_file(job.policy("plain") / "model.safetensors").items():
+        other = load_file(job.policy("fewer") / "model.safetensors")[name]
+        assert torch.allclose(weight, other, atol=1e-6), name
+
+
+def test_cut_pairs_are_counted(job: Job) -> None:
+    result = job.run(FAST.model_copy(update={"max_tokens": 40, "too_long": "cut_answer"}))
+
+    assert 0 < result.num_cut < 24
+    assert result.num_pairs + result.num_dropped == 24
+    assert any("cut" in event.message and "to 40 tokens" in event.message for event in job.events())
+
+
+# ---------------------------------------------------------------- held-out pairs
+
+
+def looks(job: Job, name: str = "one") -> dict[int, dict[str, float]]:
+    return {
+        event.at or 0: event.metrics
+        for event in job.events(name)
+        if "heldout/loss" in event.metrics
+    }
+
+
+def test_held_out_prompts_are_watched_and_not_learnt_from(tmp_path: Path) -> None:
+    pairs = [pair for pair in tiny_pairs(20) for _ in range(2)]
+    for place in range(1, 40, 2):  # a second pair of each prompt
+        pairs[place] = pair_of(pairs[place].prompt[0].content, "blue sea", "snow snow")
+    job = Job(tmp_path, pairs)
+
+    result = job.run(FAST.model_copy(update={"heldout_fraction": 0.25, "heldout_looks": 4}))
+
+    story = json.loads((job.policy() / "training.json").read_text())
+    prompts = {pair.pair_id: pair.prompt for pair in pairs}
+    learnt, watched = (
+        {prompts[one] for one in story[name]} for name in ("pair_ids", "heldout_ids")
+    )
+    assert (result.num_pairs, result.num_heldout) == (30, 10)
+    assert len(watched) == 5
+    assert not learnt & watched
+    assert [*looks(job)] == [2, 4, 6, 8]
+    assert {"heldout/reward_margin", "heldout/reward_accuracy", "heldout/kl"} <= {*looks(job)[8]}
+    assert "held-out" in (job.folder / "state/one/outputs/report/curves.html").read_text()
+
+
+def heldout_margin(job: Job, pairs: list[PreferencePair]) -> float:
+    """The mean reward margin of the pairs that were only watched, from both folders' models."""
+    ids = json.loads((job.policy() / "training.json").read_text())["heldout_ids"]
+    sums = []
+    for folder in (job.policy(), job.model):
+        model, tokenizer = load(folder)
+        made = [encode_pair(tokenizer, pair, 256) for pair in pairs if pair.pair_id in ids]
+        chosen, rejected = pair_logps(
+            model,
+            [pair for pair in made if isinstance(pair, EncodedPair)],
+            batch_size=4,
+            dtype=torch.float32,
+            events=Events(job.folder / "e.jsonl", "t"),
+            phase="t",
+        )
+        sums.append([a - b for a, b in zip(chosen, rejected, strict=True)])
+    return sum(0.1 * (a - b) for a, b in zip(*sums, strict=True)) / len(ids)
+
+
+def test_the_held_out_margin_is_that_of_the_policy(job: Job) -> None:
+    job.run(FAST.model_copy(update={"heldout_fraction": 0.25, "heldout_looks": 1, "epochs": 1.0}))
+
+    (told,) = looks(job).values()
+    expected = heldout_margin(job, tiny_pairs(24))
+    assert told["heldout/reward_margin"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_it_stops_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    """Labels without meaning, learnt by heart: held-out margins fall before long."""
+    dice = random.Random(3)  # noqa: S311
+
+    def text() -> str:
+        return " ".join(dice.choice(WORDS) for _ in range(dice.randint(4, 12)))
+
+    pairs = [pair_of(f"{row} {text()}", text(), text()) for row in range(48)]
+    job = Job(tmp_path, pairs)
+
+    result = job.run(
+        FAST.model_copy(
+            update={"heldout_fraction": 0.3, "heldout_looks": 40, "epochs": 10.0, "early_stop": 2}
+        )
+    )
+
+    margins = {update: told["heldout/reward_margin"] for update, told in looks(job).items()}
+    best = max(margins, key=lambda update: margins[update])
+    assert result.best_step == best
+    assert result.num_steps == [*margins][[*margins].index(best) + 2] < 50  # two looks later
+    assert any("stopped early" in event.message for event in job.events())
+    assert heldout_margin(job, pairs) == pytest.approx(margins[best], abs=1e-4)
+
+
+def test_early_stop_needs_something_to_look_at() -> None:
+    with pytest.raises(ValidationError, match="early_stop needs held-out pairs"):
+        TrainConfig(early_stop=2, heldout_fraction=0)
 
 
 # ---------------------------------------------------------------- the plan

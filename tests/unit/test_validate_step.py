@@ -23,7 +23,7 @@ from dpoflow.contracts.pairs import (
     write_parquet,
 )
 from dpoflow.contracts.results import ValidateResult
-from dpoflow.contracts.spec import SourceConfig, ValidateConfig
+from dpoflow.contracts.spec import SnapshotConfig, SourceConfig, ValidateConfig
 from dpoflow.snapshot import data as snapshot_data
 from dpoflow.state.step import StepState
 from dpoflow.validate import step
@@ -68,14 +68,19 @@ class Workshop:
         return self.path / name
 
     def write(self, files: dict[str, list[Any]]) -> None:
-        """Write rows as JSON lines and pin them."""
+        """Write rows as JSON lines and pin them; files whose name begins with `old` are replay."""
         sources = []
         for name, lines in files.items():
             path = self.folder("in") / name
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             sources.append(SourceConfig(uri=str(path)))
-        found = snapshot_data.find(sources, self.state.events)
-        snapshot_data.pin(found, self.folder("data"), self.state.events)
+        snapshot_data.pin(self.find(*sources), self.folder("data"), self.state.events)
+
+    def find(self, *sources: SourceConfig) -> list[snapshot_data.Located]:
+        old = tuple(each for each in sources if Path(each.uri).name.startswith("old"))
+        new = tuple(each for each in sources if each not in old)
+        config = SnapshotConfig(sources=new, replay=old, model="")
+        return snapshot_data.find(config, self.state.root, self.state.events)
 
     def run(self, files: dict[str, list[Any]] | list[Any], **knobs: Any) -> Seen:
         self.write(files if isinstance(files, dict) else {"x.jsonl": files})
@@ -578,4 +583,48 @@ def test_no_synthetic_pair_at_all_is_fine(workshop: Workshop) -> None:
 
 def test_config_errors_are_not_ours_to_raise_about_data(workshop: Workshop) -> None:
     with pytest.raises(ConfigError):
-        snapshot_data.find([SourceConfig(uri=str(workshop.path / "nope"))], workshop.state.events)
+        workshop.find(SourceConfig(uri=str(workshop.path / "nope")))
+
+
+# ---------------------------------------------------------------- old pairs
+
+
+def old_rows(count: int) -> list[Row]:
+    return [row(f"old question {number}", f"good {number}") for number in range(count)]
+
+
+@pytest.mark.parametrize(("per_new", "kept"), [(0.25, 10), (0.5, 20), (10.0, 30)])
+def test_so_many_old_pairs_are_mixed_in_for_each_new_one(
+    workshop: Workshop, per_new: float, kept: int
+) -> None:
+    seen = workshop.run({"new.jsonl": rows(40), "old.jsonl": old_rows(30)}, replay_per_new=per_new)
+
+    old = [pair for pair in seen.pairs if pair.prompt[0].content.startswith("old")]
+    assert len(old) == kept
+    assert len(seen.pairs) == 40 + kept
+    assert Counter(seen.codes.values())["not_replayed"] == 30 - kept
+    assert seen.result.counts.balances()
+
+
+def test_an_old_pair_is_never_held_out(workshop: Workshop) -> None:
+    """The policy may have learnt from it, so it can test nothing."""
+    files = {"new.jsonl": rows(40), "old.jsonl": old_rows(40)}
+    seen = workshop.run(files, replay_per_new=1.0, heldout_fraction=0.5)
+
+    sides = Counter((pair.prompt[0].content.startswith("old"), pair.split) for pair in seen.pairs)
+    assert sides[True, "train"] == 40
+    assert sides[True, "heldout"] == 0
+    assert sides[False, "heldout"] > 5
+
+
+def test_an_old_pair_of_a_prompt_that_is_held_out_now_is_a_leak(workshop: Workshop) -> None:
+    again = [row(f"question {number}", "another answer") for number in range(40)]
+    workshop.run(
+        {"new.jsonl": rows(40), "old.jsonl": again}, replay_per_new=1, heldout_fraction=0.5
+    )
+
+    merged = workshop.merge([])
+
+    assert Counter(merged.codes.values())["leakage"] > 5
+    held_out = {pair.prompt for pair in workshop.heldout_pairs()}
+    assert not held_out & {pair.prompt for pair in merged.pairs}

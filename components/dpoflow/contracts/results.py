@@ -32,6 +32,10 @@ class SnapshotResult(Contract):
     data_digest: str
     model_uri: str
     model_digest: str
+    init_uri: str
+    init_digest: str
+    reference_uri: str
+    reference_digest: str
     num_files: int
     num_bytes: int
     """Of the data; the model's files are not counted."""

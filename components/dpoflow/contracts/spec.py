@@ -10,10 +10,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
-from dpoflow.contracts.objectives import USES, LossName
+from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
 from dpoflow.contracts.rubric import Rubric
 
 FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
+ROLES = ("base", "init", "champion")
+"""What a spec may call a model by; a folder of such a name is written ./base."""
+
+REGISTRY = "models:/"
+"""How URIs of MLflow's registry begin."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -33,10 +39,17 @@ class SourceConfig(Contract):
 
 
 class SnapshotConfig(Contract):
-    """What the snapshot step pins: the data's sources and the model."""
+    """What the snapshot step pins: the data's sources, and models by their role."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    replay: tuple[SourceConfig, ...] = ()
+    """Old preferences; `models:/NAME/VERSION` are those that a version was trained on."""
     model: str
+    """The base."""
+    init: str | None = None
+    """Where the policy starts; the base when absent."""
+    reference: str | None = None
+    """What it is held to; where it starts when absent."""
 
 
 class ValidateConfig(Contract):
@@ -54,6 +67,8 @@ class ValidateConfig(Contract):
     """A prompt or answer longer than this many characters is quarantined."""
     max_quarantined: float = Field(0.5, ge=0, le=1)
     """A larger share of quarantined rows rejects the whole data set."""
+    replay_per_new: float = Field(0.25, gt=0)
+    """At most this many old pairs for every new one, where `replay` names some."""
     seed: int = Field(0, ge=0)
 
 
@@ -62,6 +77,9 @@ class DataConfig(ValidateConfig):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Every file or folder to read."""
+    replay: tuple[SourceConfig, ...] = ()
+    """Old preferences that are mixed in, so that new ones do not undo them: files, `champion`, or
+    `models:/NAME/VERSION` for the pairs that a version was trained on."""
 
 
 class JudgeConfig(Contract):
@@ -232,6 +250,26 @@ class TrainConfig(Contract):
         return self
 
 
+class TrainSpec(TrainConfig):
+    """Which models training is about, and how it trains.
+
+    A model is `base` (the spec's), `champion` (of the registered model), a model URI like the
+    spec's, or `models:/NAME/VERSION` and `models:/NAME@ALIAS` of MLflow's registry.
+    """
+
+    init: str = Field("base", min_length=1)
+    """The model that training starts from, and that candidates are drawn from."""
+    reference: str = Field("init", min_length=1)
+    """The frozen model that the policy is held to; `init` is wherever it starts. With adapters that
+    costs no memory: it is the base beneath them."""
+
+    @model_validator(mode="after")
+    def _reference_is_used(self) -> Self:
+        if self.loss in REFERENCE_FREE and self.reference != "init":
+            raise ValueError(f"reference is not used by loss {self.loss}; leave it out")
+        return self
+
+
 class GateConfig(Contract):
     """What a candidate must show. A gate that cannot be measured is never passed."""
 
@@ -284,7 +322,7 @@ class Spec(Contract):
     """Seed of every step that does not name its own."""
     data: DataConfig
     synthesize: SynthesizeConfig = SynthesizeConfig(enabled=False)
-    train: TrainConfig = TrainConfig()
+    train: TrainSpec = TrainSpec()
     evaluate: EvaluateConfig = EvaluateConfig()
     registry: RegistryConfig
 
@@ -305,18 +343,36 @@ class Spec(Contract):
 
     @property
     def snapshot(self) -> SnapshotConfig:
-        """What the first step needs to know."""
-        return SnapshotConfig(sources=self.data.sources, model=self.model)
+        """What the first step needs to know: content, whatever the spec calls it."""
+        init = self._model(self.train.init)
+        reference = self.train.reference
+        old = tuple(
+            source.model_copy(update={"uri": self._model(source.uri)})
+            for source in self.data.replay
+        )
+        return SnapshotConfig(
+            sources=self.data.sources,
+            replay=old,
+            model=self.model,
+            init=init,
+            reference=init if reference == "init" else self._model(reference),
+        )
+
+    def _model(self, name: str) -> str:
+        champion = f"models:/{self.registry.model}@champion"
+        return {"base": self.model, "champion": champion}.get(name, name)
 
     def arguments(self) -> dict[str, str]:
         """The parameters of the `align` pipeline: each step's section as canonical JSON."""
         return {
             "snapshot_config": canonical_json(self.snapshot),
             "validate_config": canonical_json(
-                self.data.model_dump(mode="json", exclude={"sources"})
+                self.data.model_dump(mode="json", exclude={"sources", "replay"})
             ),
             "synthesize_config": canonical_json(self.synthesize),
-            "train_config": canonical_json(self.train),
+            "train_config": canonical_json(
+                self.train.model_dump(mode="json", exclude={"init", "reference"})
+            ),
             "evaluate_config": canonical_json(self.evaluate),
             "registry_config": canonical_json(self.registry),
         }

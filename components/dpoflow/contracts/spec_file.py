@@ -20,7 +20,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import REGISTRY, ROLES, Spec
 
 _MAX_BYTES = 1_000_000
 _HINTS = {"train.beta": "larger holds the policy tighter to the reference"}
@@ -107,13 +107,15 @@ def _lay_over(base: dict[str, Any], top: dict[str, Any]) -> None:
 
 def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths made absolute, rubric files read in."""
-    if isinstance(tree.get("model"), str):
-        tree["model"] = _absolute(tree["model"], folder)
-    data = tree.get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else ():
-        if isinstance(source, dict) and isinstance(source.get("uri"), str):
-            source["uri"] = _absolute(source["uri"], folder)
+    train, data = tree.get("train"), tree.get("data")
+    for section, key in ((tree, "model"), (train, "init"), (train, "reference")):
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = _absolute(section[key], folder)
+    for key in ("sources", "replay"):
+        sources = data.get(key) if isinstance(data, dict) else None
+        for source in sources if isinstance(sources, list) else ():
+            if isinstance(source, dict) and isinstance(source.get("uri"), str):
+                source["uri"] = _absolute(source["uri"], folder)
     for section in ("synthesize", "evaluate"):
         judge = tree[section].get("judge") if isinstance(tree.get(section), dict) else None
         if isinstance(judge, dict) and isinstance(judge.get("rubric"), str):
@@ -122,7 +124,9 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _absolute(uri: str, folder: Path) -> str:
-    return uri if "://" in uri or not uri else str((folder / Path(uri).expanduser()).resolve())
+    if not uri or uri in ROLES or "://" in uri or uri.startswith(REGISTRY):
+        return uri
+    return str((folder / Path(uri).expanduser()).resolve())
 
 
 def _explain(

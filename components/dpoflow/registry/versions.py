@@ -1,7 +1,8 @@
 """Model versions in MLflow's registry.
 
 Reads   a policy directory, reports, tags
-Gives   `record_version`, once per evidence; `read_version` for a trace
+Gives   `record_version`, once per evidence; `read_version` for a trace; `identify`, `fetch` and
+        `pairs_of` for what a `models:/` URI names
 Not     verdicts (evaluate/), the walk to the sources (lineage.py)
 """
 
@@ -19,13 +20,16 @@ from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.results import RegisterResult
+from dpoflow.contracts.spec import REGISTRY
 from dpoflow.registry.lineage import Evidence
 from dpoflow.state.files import publish, write_text
+from dpoflow.state.step import find
 from dpoflow.tracking.settings import public, quiet_mlflow, quoted
 from dpoflow.tracking.step_run import STEP_RUN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER: Literal["challenger"] = "challenger"
 
@@ -163,34 +167,105 @@ class RecordedVersion:
 
 def read_version(name: str, version: int) -> RecordedVersion:
     """A version's evidence, held against its tag, and its model files against the evidence."""
-    import mlflow
-    from mlflow.artifacts import download_artifacts
-
-    client = _client()
-    try:
-        found = client.get_model_version(name, str(version))
-    except mlflow.MlflowException as error:
-        where = public(mlflow.get_tracking_uri())
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise ServiceUnavailable(
-                f"MLflow at {where} does not tell of {name}/{version} ({quoted(error.message)}); "
-                "check MLFLOW_TRACKING_URI and try again"
-            ) from None
-        raise ConfigError(
-            f"no version {name}/{version} in MLflow at {where}; the end of a run and its "
-            "summary.json name the version that it recorded"
-        ) from None
+    found = _look_up(name, str(version))
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(download_artifacts(f"models:/{name}/{version}", dst_path=folder))
-        evidence = Evidence.model_validate_json((local / "evidence.json").read_text("utf-8"))
-        _check_evidence(evidence, found.tags, f"{name}/{version}")
-        _check_model(local / "model", evidence, f"{name}/{version}")
+        fetch(f"models:/{name}/{version}", Path(folder))
+        evidence = _evidence(found, Path(folder))
     return RecordedVersion(
         name=name,
         version=version,
-        aliases=_aliases(client, name, version),
+        aliases=_aliases(_client(), name, version),
         evidence=evidence,
     )
+
+
+def identify(uri: str) -> dict[str, str]:
+    """What `models:/NAME/VERSION` or `models:/NAME@ALIAS` names today."""
+    found = _named(uri)
+    return {"version": f"{found.name}/{found.version}", "source": str(found.source)}
+
+
+def fetch(uri: str, folder: Path) -> Path:
+    """The model's folder of a version, copied into `folder` and held against its evidence."""
+    from mlflow.artifacts import download_artifacts
+
+    found = _named(uri)
+    local = Path(download_artifacts(f"models:/{found.name}/{found.version}", dst_path=str(folder)))
+    evidence = _evidence(found, local)
+    recorded = evidence.manifests[evidence.roots["policy"]]
+    if manifest.verify(local / "model").digest != recorded.digest:
+        raise DataRejected(
+            f"the model of {found.name}/{found.version} in MLflow is not the one that was evaluated"
+        )
+    return local / "model"
+
+
+def pairs_of(uri: str, root: Path) -> Path:
+    """The pairs that a version was trained on, if this root has them."""
+    from mlflow.artifacts import download_artifacts
+
+    found = _named(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        what = f"models:/{found.name}/{found.version}/evidence.json"
+        download_artifacts(what, dst_path=folder)
+        evidence = _evidence(found, Path(folder))
+    digest = evidence.manifests[evidence.roots["policy"]].parents["pairs"]
+    artifact = find(root, digest)
+    if artifact is None or not artifact.is_dir():
+        raise DataRejected(
+            f"the pairs {digest[:12]}… that {found.name}/{found.version} was trained on are not "
+            f"under {root}; name the home it was made in with --home, or a file of pairs"
+        )
+    return artifact / "train.parquet"
+
+
+def _named(uri: str) -> "ModelVersion":
+    """The version that a `models:/` URI names. ConfigError where there is none."""
+    rest = uri.removeprefix(REGISTRY)
+    name, at, alias = rest.partition("@")
+    if at:
+        return _look_up(name, alias, by_alias=True)
+    name, _, version = rest.rpartition("/")
+    if not name or not version.isdecimal():
+        raise ConfigError(
+            f"{uri} names no version; write models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
+    return _look_up(name, version)
+
+
+def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersion":
+    import mlflow
+
+    client = _client()
+    ask = client.get_model_version_by_alias if by_alias else client.get_model_version
+    what = f"{name}@{version}" if by_alias else f"{name}/{version}"
+    try:
+        return ask(name, version)
+    except mlflow.MlflowException as error:
+        where = public(mlflow.get_tracking_uri())
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ServiceUnavailable(
+                f"MLflow at {where} does not tell of {what} ({quoted(error.message)}); "
+                "check MLFLOW_TRACKING_URI and try again"
+            ) from None
+        way_out = (
+            f"until a version has the alias {version}, name another model, such as base"
+            if by_alias
+            else "the end of a run and its summary.json name the version that it recorded"
+        )
+        raise ConfigError(f"no version {what} in MLflow at {where}; {way_out}") from None
+
+
+def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
+    """What the version rests on, held against its tag."""
+    what = f"{found.name}/{found.version}"
+    try:
+        text = (folder / "evidence.json").read_text("utf-8")
+    except FileNotFoundError:
+        raise DataRejected(f"{what} brings no evidence.json: dpoflow did not record it") from None
+    evidence = Evidence.model_validate_json(text)
+    _check_evidence(evidence, found.tags, what)
+    return evidence
 
 
 def _aliases(client: "MlflowClient", name: str, version: int) -> tuple[str, ...]:
@@ -210,9 +285,3 @@ def _check_evidence(evidence: Evidence, tags: Mapping[str, str], what: str) -> N
             f"the evidence of {what} is not that of its tag dpoflow.evidence: "
             "it belongs to another version"
         )
-
-
-def _check_model(folder: Path, evidence: Evidence, what: str) -> None:
-    recorded = evidence.manifests[evidence.roots["policy"]]
-    if manifest.verify(folder).digest != recorded.digest:
-        raise DataRejected(f"the model of {what} in MLflow is not the one that was evaluated")

@@ -9,9 +9,19 @@ from dpoflow.images import CPU
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-type]
-    "Pinned", [("data_uri", str), ("data_digest", str), ("model_uri", str), ("model_digest", str)]
+    "Pinned",
+    [
+        ("data_uri", str),
+        ("data_digest", str),
+        ("model_uri", str),
+        ("model_digest", str),
+        ("init_uri", str),
+        ("init_digest", str),
+        ("reference_uri", str),
+        ("reference_digest", str),
+    ],
 ):
-    """Pin every source and the model by content; strings only, so that later tasks cache right."""
+    """Pin every source and each model by content; strings only, so that later tasks cache right."""
     from typing import NamedTuple
 
     from dpoflow.state.step import begin
@@ -30,5 +40,9 @@ def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-
         data_digest: str
         model_uri: str
         model_digest: str
+        init_uri: str
+        init_digest: str
+        reference_uri: str
+        reference_digest: str
 
-    return Pinned(done.data_uri, done.data_digest, done.model_uri, done.model_digest)
+    return Pinned(**{name: getattr(done, name) for name in Pinned._fields})

@@ -9,13 +9,13 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
-from dpoflow.contracts.spec import SourceConfig
+from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
 from dpoflow.sources.files import DataFile, data_files, local_path
 from dpoflow.sources.pinned import FILES, Pinned, write_pinned
 from dpoflow.state.events import Events
@@ -31,20 +31,36 @@ class Located:
     source: SourceConfig
     source_name: str
     file: DataFile
+    replayed: bool
 
 
-def find(sources: Iterable[SourceConfig], events: Events) -> list[Located]:
+def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
     """Every file of every source; an error names the first that cannot be used."""
-    located = []
-    for source in sources:
-        found = data_files(source.uri)
-        name = source.name or local_path(source.uri).name or source.uri
-        if found.ignored:
-            some = ", ".join(found.ignored[:3])
-            events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
-        located += [Located(source, name, file) for file in found.files]
+    located = [
+        *_find(config.sources, root, events, replayed=False),
+        *_find(config.replay, root, events, replayed=True),
+    ]
     _refuse_namesakes(located)
     return located
+
+
+def _find(
+    sources: Iterable[SourceConfig], root: Path, events: Events, *, replayed: bool
+) -> Iterator[Located]:
+    for source in sources:
+        if source.uri.startswith(REGISTRY):
+            from dpoflow.registry.versions import pairs_of  # mlflow: only where it is asked
+
+            name, uri = source.name or source.uri, str(pairs_of(source.uri, root))
+        else:
+            uri = source.uri
+            name = source.name or local_path(uri).name or uri
+        found = data_files(uri)
+        if found.ignored and not source.uri.startswith(REGISTRY):
+            some = ", ".join(found.ignored[:3])
+            events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
+        for file in found.files:
+            yield Located(source, name, file, replayed)
 
 
 def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:
@@ -103,6 +119,7 @@ def _copy(entry: Located, target: Path) -> Pinned:
         system=entry.source.system,
         sha256=digest.hexdigest(),
         num_bytes=num_bytes,
+        replayed=entry.replayed,
     )
 
 

@@ -7,12 +7,16 @@ Not     loading or converting: see policy/load.py
 
 import importlib.util
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import dpoflow
 from dpoflow.contracts import manifest
+from dpoflow.contracts.spec import REGISTRY
 from dpoflow.snapshot import content
 from dpoflow.state.step import StepState, code_digest
 
@@ -28,7 +32,8 @@ def pin(uri: str, state: StepState) -> Path:
     state.events.say(f"making {uri} a safetensors folder")
     draft = state.work / "model"
     shutil.rmtree(draft, ignore_errors=True)
-    materialise(uri, draft, say=state.events.say)
+    with _fetched(uri, state.work) as where:
+        materialise(where, draft, say=state.events.say)
     sealed = manifest.seal(
         draft, "snapshot.model", parents={}, config={"uri": Path(uri).name}, code=code_digest()
     )
@@ -38,10 +43,26 @@ def pin(uri: str, state: StepState) -> Path:
     return folder
 
 
+@contextmanager
+def _fetched(uri: str, work: Path) -> Iterator[str]:
+    """The URI itself, or a folder that has what a version of the registry holds."""
+    if not uri.startswith(REGISTRY):
+        yield uri
+        return
+    from dpoflow.registry.versions import fetch
+
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        yield str(fetch(uri, Path(folder)))
+
+
 def holds(uri: str) -> dict[str, Any] | None:
     """What can be known cheaply of a URI's content; None where only looking would tell."""
     scheme, _, rest = uri.rpartition("://")
-    if scheme == "package":
+    if uri.startswith(REGISTRY):
+        from dpoflow.registry.versions import identify
+
+        found: dict[str, Any] | None = identify(uri)
+    elif scheme == "package":
         found = _package(rest.partition("/")[0])
     elif scheme in ("", "file"):
         found = _listing(Path(rest).expanduser())

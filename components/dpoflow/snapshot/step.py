@@ -14,18 +14,26 @@ from dpoflow.state.step import StepState
 
 def run(config: SnapshotConfig, *, state: StepState) -> SnapshotResult:
     """Pin data, then the model: a wrong path should not cost a conversion of a model."""
-    located = data.find(config.sources, state.events)
+    located = data.find(config, state.root, state.events)
     sealed = data.pin(located, state.work / "data", state.events)
     pinned = content.keep(state.work / "data", state.root, say=state.events.say)
-    policy = model.pin(config.model, state)
+    base = model.pin(config.model, state)
+    init = model.pin(config.init, state) if config.init not in (None, config.model) else base
+    held_to = config.reference or config.init or config.model
+    known = {config.model: base, config.init or config.model: init}
+    reference = known.get(held_to) or model.pin(held_to, state)
     state.events.say(
-        f"pinned {len(located)} data files as {sealed.digest[:12]}, the model as {policy.name[:12]}"
+        f"pinned {len(located)} data files as {sealed.digest[:12]}, the model as {base.name[:12]}"
     )
     return SnapshotResult(
         data_uri=str(pinned.resolve()),
         data_digest=sealed.digest,
-        model_uri=str(policy.resolve()),
-        model_digest=policy.name,
+        model_uri=str(base.resolve()),
+        model_digest=base.name,
+        init_uri=str(init.resolve()),
+        init_digest=init.name,
+        reference_uri=str(reference.resolve()),
+        reference_digest=reference.name,
         num_files=len(located),
         num_bytes=sum(entry.num_bytes for entry in read_pinned(pinned)),
     )

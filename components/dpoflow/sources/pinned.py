@@ -34,6 +34,8 @@ class Pinned(Contract):
     """Put before every prompt that brings no system message."""
     sha256: str
     num_bytes: int
+    replayed: bool = False
+    """Old preferences, which are mixed in."""
 
 
 _LIST = TypeAdapter(tuple[Pinned, ...])
@@ -41,8 +43,10 @@ _LIST = TypeAdapter(tuple[Pinned, ...])
 
 def write_pinned(entries: Iterable[Pinned], folder: Path) -> None:
     """List `entries` in one order, whatever order they came in."""
-    ordered = sorted(entries, key=lambda entry: (entry.source, entry.name))
-    text = canonical_json([entry.model_dump(mode="json") for entry in ordered])
+    ordered = sorted(entries, key=lambda entry: (entry.replayed, entry.source, entry.name))
+    text = canonical_json(
+        [entry.model_dump(mode="json", exclude_defaults=True) for entry in ordered]
+    )
     (folder / SOURCES).write_text(text + "\n", encoding="utf-8")
 
 

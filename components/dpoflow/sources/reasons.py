@@ -37,6 +37,7 @@ Code = Literal[
     "leakage",
     "not_preferred",
     "not_selected",
+    "not_replayed",
 ]
 
 REASONS: dict[Code, str] = {
@@ -73,9 +74,10 @@ REASONS: dict[Code, str] = {
     "leakage": "a training pair asks what is held out for evaluation",
     "not_preferred": "judged a tie, inconsistent or invalid: kept for audit, never trained on",
     "not_selected": "beyond data.max_pairs; nothing is wrong with it",
+    "not_replayed": "an old pair beyond data.replay_per_new; nothing is wrong with it",
 }
 
-HARMLESS: frozenset[Code] = frozenset({"not_preferred", "not_selected"})
+HARMLESS: frozenset[Code] = frozenset({"not_preferred", "not_selected", "not_replayed"})
 """Counted like every reason, but not held against the data: see data.max_quarantined."""
 
 

@@ -9,8 +9,10 @@ from dpoflow.images import GPU
 def train(
     config: str,
     state_root: str,
-    model_uri: str,
-    model_digest: str,
+    init_uri: str,
+    init_digest: str,
+    reference_uri: str,
+    reference_digest: str,
     pairs: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
     report: dsl.Output[dsl.Artifact],
@@ -28,7 +30,7 @@ def train(
         run,
         TrainConfig.model_validate_json(config),
         root=state_root,
-        inputs={"pairs": pairs.path, "model": model_uri},
+        inputs={"pairs": pairs.path, "init": init_uri, "reference": reference_uri},
         outputs={"policy": policy.path, "report": report.path},
         kind=TrainResult,
     )

@@ -8,7 +8,7 @@ Shapes  B pairs in the batch, N answer tokens
 
 import resource
 import time
-from collections import Counter
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -84,9 +84,9 @@ class Figures:
 
     def means(self, of: str) -> dict[str, float]:
         """Every figure by its name in MLflow, over the pairs of all processes."""
-        sums: Counter[str] = Counter()
+        sums: defaultdict[str, float] = defaultdict(float)
         for each in processes.gather(self._sums):
-            for name, total in each.items():  # not Counter's own sum: it drops what is not positive
+            for name, total in each.items():
                 sums[name] += total
         spent = max(time.monotonic() - self.began, 1e-9)
         names = [name for name in sums if sums.get(f"{name} n")]

@@ -15,6 +15,7 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import BY_NAME, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.spec import TrainConfig
 
+
 class Job(Contract):
     """All that a training process needs to know."""
 

@@ -19,10 +19,14 @@ from matplotlib.axes import Axes
 Updates = Sequence[tuple[int, Mapping[str, float]]]
 Curve = tuple[str, Mapping[str, str]]
 PANELS: tuple[Curve, ...] = (
-    ("loss", {"train/loss": "objective", "train/sft_loss": "supervised term"}),
+    ("supervised term, nats a token", {"train/sft_loss": ""}),
     ("reward", {"train/reward_chosen": "chosen", "train/reward_rejected": "rejected"}),
-    ("reward margin", {"train/reward_margin": ""}),
-    ("pairs told apart", {"train/reward_accuracy": ""}),
+    ("reward margin", {"train/reward_margin": "training", "heldout/reward_margin": "held-out"}),
+    (
+        "pairs told apart",
+        {"train/reward_accuracy": "training", "heldout/reward_accuracy": "held-out"},
+    ),
+    ("objective", {"train/loss": "training", "heldout/loss": "held-out"}),
     ("log-probability", {"train/chosen_logps": "chosen", "train/rejected_logps": "rejected"}),
     ("nats a token from the reference (k3)", {"train/kl": ""}),
     ("entropy, nats", {"train/entropy": ""}),
@@ -73,9 +77,12 @@ def _panel(axis: Axes, panel: Curve, metrics: Updates) -> None:
     title, curves = panel
     for colour, (name, label) in zip(COLOURS, curves.items(), strict=False):
         points = [(update, figures[name]) for update, figures in metrics if name in figures]
-        axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.3)
+        if points:
+            mark = "o" if name.startswith("heldout") else ""
+            (line,) = axis.plot(*zip(*points, strict=True), color=colour, label=label)
+            line.set(linewidth=1.3, marker=mark, markersize=3)
     axis.set_title(title, loc="left")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    if any(curves.values()):
+    if len(axis.lines) > 1:
         axis.legend(frameon=False)

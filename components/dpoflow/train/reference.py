@@ -63,7 +63,9 @@ def reference_logps(
 
     `scorer` is called only if the reference must be asked.
     """
-    path = kept_at(groups, batches, model_digest=model_digest, layout=layout, dtype=dtype, keep=keep)
+    path = kept_at(
+        groups, batches, model_digest=model_digest, layout=layout, dtype=dtype, keep=keep
+    )
     if processes.agreed(path.is_file()):
         events.say(f"reference log-probabilities {path.stem[:12]} are there", phase="reference")
         return ReferenceLogps(groups, load_file(path)["logps"])

@@ -83,7 +83,7 @@ class DpoTrainer(Trainer):
             eval_dataset=planned if heldout else None,  # never read: `evaluate` is ours
             data_collator=lambda items: {"update": items[0]},
         )
-        # What FSDP has split is in its place and reduces its own gradients: not to be wrapped again.
+        # What FSDP has split is in place and reduces its own gradients: not to be wrapped again.
         self.is_distributed_loading_by_transformers = isinstance(scorer, FSDPModule)
         self.remove_callback(PrinterCallback)
         self._first_loss: float | None = None
@@ -178,9 +178,12 @@ class DpoTrainer(Trainer):
             sums_A = answer_sums(scores.logps_N, batch)
         moved_A = counts * (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A))
         total, many = processes.add_up(
-            torch.stack([moved_A.double().sum().cpu(), torch.tensor(counts * len(moved_A)).double()])
+            torch.stack(
+                [moved_A.double().sum().cpu(), torch.tensor(counts * len(moved_A)).double()]
+            )
         )
-        return (total / many).clamp(min=0).to(sums_A)
+        z0: Tensor = (total / many).clamp(min=0).to(sums_A)
+        return z0
 
     def _check(self, loss_B: Tensor, of: Scored, places: Sequence[int]) -> None:
         if not torch.isfinite(loss_B).all():
@@ -204,7 +207,11 @@ class DpoTrainer(Trainer):
             first_loss=self._first_loss,
             last_loss=self._last_loss,
             seconds=self._seconds,
-            margins={place: each for one in processes.gather(self._margins) for place, each in one.items()},
+            margins={
+                place: each
+                for one in processes.gather(self._margins)
+                for place, each in one.items()
+            },
             best_margin=self._best_margin,
             best_update=self._best_update,
             looks_since=self._looks_since,
@@ -263,6 +270,11 @@ class DpoTrainer(Trainer):
         self._looks_since += 1
         if self._looks_since >= (self._config.early_stop or 0):
             self.stopped_early = self.control.should_training_stop = True
+            self._events.say(
+                f"stopped early after update {update}: the held-out margin was largest "
+                f"({self._best_margin:.3f}) after update {self._best_update}",
+                phase="training",
+            )
 
     @property
     def best(self) -> Path:
@@ -278,8 +290,8 @@ class DpoTrainer(Trainer):
         return DataLoader(self._updates, batch_size=1, collate_fn=self.data_collator)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = super()._clip_grad_norm(model)
-        return whole(norm) if isinstance(norm, Tensor) else norm
+        norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        return whole(norm)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -23,10 +23,10 @@ import torch
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.objectives import REFERENCE_FREE
+from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy import load
 from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import choose, name_of
-from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.layout import Group, group_of
 from dpoflow.policy.logprobs import Scorer, check_head, choose_layout
 from dpoflow.policy.tokenise import EncodedPair
@@ -37,8 +37,8 @@ from dpoflow.train import checkpoint, processes
 from dpoflow.train.examples import Examples, strangers
 from dpoflow.train.outcome import Job, Outcome, leave_error
 from dpoflow.train.plan import Batch, first_look, in_order, plan
-from dpoflow.train.prepare import encode, prepared, watched, without_dropout
 from dpoflow.train.preemption import Preemption
+from dpoflow.train.prepare import encode, prepared, watched, without_dropout
 from dpoflow.train.reference import ReferenceLogps, reference_logps
 from dpoflow.train.shard import shard
 from dpoflow.train.trainer import DpoTrainer

@@ -25,7 +25,7 @@ from dpoflow.validate import excerpt
 from dpoflow.validate.split import normalised, rank, side_of
 
 Kind = Literal["pair", "prompt"]
-Origin = Literal["human", "synthetic"]
+Origin = Literal["human", "synthetic", "replayed"]
 
 _TABLE = """
 CREATE TABLE rows (
@@ -172,10 +172,26 @@ class Ledger:
     def select(self, max_pairs: int) -> None:
         """Keep the pairs with the lowest seeded hashes: data that is added displaces few."""
         self._db.execute(
-            "UPDATE rows SET code = 'not_selected' WHERE code IS NULL AND label = 'preferred'"
-            " AND seq NOT IN (SELECT seq FROM rows WHERE code IS NULL AND label = 'preferred'"
+            "UPDATE rows SET code = 'not_selected'"
+            " WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
+            " AND seq NOT IN (SELECT seq FROM rows"
+            "  WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
             "  ORDER BY rank LIMIT ?)",
             (max_pairs,),
+        )
+
+    def select_replayed(self, per_new: float) -> None:
+        """Of old pairs, those with the lowest seeded hashes: so many for each new one."""
+        (new,) = self._db.execute(
+            "SELECT count(*) FROM rows"
+            " WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
+        ).fetchone()
+        self._db.execute(
+            "UPDATE rows SET code = 'not_replayed'"
+            " WHERE code IS NULL AND kind = 'pair' AND origin = 'replayed' AND seq NOT IN"
+            "  (SELECT seq FROM rows WHERE code IS NULL AND label = 'preferred'"
+            "  AND origin = 'replayed' ORDER BY rank LIMIT ?)",
+            (int(per_new * new),),
         )
 
     def counts(self, kind: Kind | None = None) -> Counts:

@@ -63,7 +63,7 @@ def _read_file(
         if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
             facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - form.reads}
         origin = Source(dataset=pinned.source, row=row_id, licence=pinned.licence)
-        _take(ledger, row, form, origin, system=pinned.system, max_chars=config.max_chars)
+        _take(ledger, row, form, origin, pinned, max_chars=config.max_chars)
     return facts
 
 
@@ -77,13 +77,16 @@ def _format_of(
 
 
 def _take(
-    ledger: Ledger, row: Raw, form: Format, origin: Source, *, system: str | None, max_chars: int
+    ledger: Ledger, row: Raw, form: Format, origin: Source, pinned: Pinned, *, max_chars: int
 ) -> None:
     try:
-        item = with_system(registry.convert(row, form, origin), system)
+        item = with_system(registry.convert(row, form, origin), pinned.system)
         check(item, max_chars=max_chars)
     except Quarantine as refusal:
         glimpse = "" if isinstance(row, Quarantine) else excerpt.of_row(row)
         ledger.refuse(origin, refusal.code, refusal.detail, glimpse)
     else:
-        ledger.add(item, origin)
+        if pinned.replayed:  # the policy may have learnt from it: it can test nothing any more
+            ledger.add(item, origin, origin="replayed", split="train")
+        else:
+            ledger.add(item, origin)

@@ -54,6 +54,7 @@ def run(
         ledger.drop_conflicts()
         if config.max_pairs is not None:
             ledger.select(config.max_pairs)
+        ledger.select_replayed(config.replay_per_new)
         counts = _balanced(ledger.counts())
         facts: dict[str, Any] = {"files": [each.told() for each in files]}
         _refuse_too_little(ledger, counts, config, report, facts)
