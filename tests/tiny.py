@@ -77,15 +77,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_model(
-    family: Family = "llama", *, seed: int = 0, window: int | None = None
+    family: Family = "llama", *, seed: int = 0, window: int | None = None, hidden: int = 48
 ) -> PreTrainedModel:
-    """Two layers, 48 wide, a vocabulary of 384, no dropout; a window for those that slide one."""
+    """Two layers, a vocabulary of 384, no dropout; a window for those that slide one."""
     torch.manual_seed(seed)
     ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     wide: dict[str, Any] = {
         "vocab_size": 384,
-        "hidden_size": 48,
-        "intermediate_size": 96,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -121,9 +121,9 @@ def tiny_model(
     return made
 
 
-def tiny_folder(folder: Path, family: Family = "llama", *, seed: int = 0) -> Path:
+def tiny_folder(folder: Path, family: Family = "llama", *, seed: int = 0, hidden: int = 48) -> Path:
     """The tiny model and tokenizer as `save_pretrained` leaves them."""
-    tiny_model(family, seed=seed).save_pretrained(folder)
+    tiny_model(family, seed=seed, hidden=hidden).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

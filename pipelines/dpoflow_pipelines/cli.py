@@ -96,6 +96,44 @@ def run(
 
 
 @app.command()
+def plan(
+    spec: SpecFile,
+    sets: Sets = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Only this kind of GPU; repeatable.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many train together.")] = 1,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of one GPU for an hour, in your currency.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Estimate memory, hours and money of a training, before anything is spent.
+
+    Reads the data and the model's config, no weights, and runs nothing.
+
+    Examples:
+
+        dpoflow plan pipelines/configs/demo.yaml
+
+        dpoflow plan align.yaml --gpu A100-80 --gpus 4 --price 2.5 --set train.batch_size=32
+    """
+    from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines import plan as plans
+    from dpoflow_pipelines.run import check_sources
+
+    for name in gpu or ():
+        plans.machine_named(name)
+    console, loaded = _console(), load_spec(spec, sets or [])
+    check_sources(loaded)
+    made = plans.plan_spec(loaded, devices=gpus)
+    if as_json:
+        console.print_json(data=plans.as_json(made, gpu or [], price))
+    else:
+        plans.show_plan(console, made, gpu or [], price)
+
+
+@app.command()
 def compile(
     pipeline: Annotated[str, typer.Argument(help="Which DAG: align.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the YAML goes.")],

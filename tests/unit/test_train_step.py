@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -473,6 +474,48 @@ def test_activation_checkpointing_changes_no_number(job: Job) -> None:
     for name, weight in load_file(job.policy("plain") / "model.safetensors").items():
         other = load_file(job.policy("fewer") / "model.safetensors")[name]
         assert torch.allclose(weight, other, atol=1e-6), name
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # what the compiler warns of is its own
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_compiled_it_goes_the_same_way_or_says_what_is_missing(job: Job, method: str) -> None:
+    config = FAST.model_copy(update={"method": method, "learning_rate": 1e-4})
+    plain, compiled = job.run(config, "plain"), config.model_copy(update={"compile": True})
+
+    if not shutil.which("g++"):
+        with pytest.raises(ConfigError, match=r"train.compile needs a C\+\+ compiler"):
+            job.run(compiled, "compiled")
+        return
+    assert job.run(compiled, "compiled").last_loss == pytest.approx(plain.last_loss, abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_the_configs_fault(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(job.folder))
+    monkeypatch.delenv("CXX", raising=False)
+
+    with pytest.raises(ConfigError, match=r"there is no g\+\+ or clang\+\+; install one"):
+        job.run(FAST.model_copy(update={"compile": True}))
+
+
+def test_adapters_on_a_base_at_four_bits_leave_a_folder_that_loads_plainly(job: Job) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_folder(job.model, hidden=64)  # bitsandbytes wants multiples of 32 on a processor
+    lora = LoraConfig(rank=4, bits=4)
+
+    result = job.run(FAST.model_copy(update={"method": "lora", "lora": lora, "epochs": 6.0}))
+
+    assert result.first_loss == pytest.approx(math.log(2), abs=1e-6)
+    assert result.accuracy > 0.9
+    policy, base = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (job.policy(), job.model)
+    )
+    assert policy.keys() == base.keys()
+    assert {weight.dtype for weight in policy.values()} == {torch.float32}
+    assert not torch.equal(*(each["model.layers.0.mlp.up_proj.weight"] for each in (policy, base)))
 
 
 def test_cut_pairs_are_counted(job: Job) -> None:

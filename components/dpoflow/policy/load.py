@@ -107,7 +107,7 @@ def _in_package(uri: str, rest: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / file
 
 
-def _from_hub(uri: str, rest: str, say: Say) -> Path:
+def _from_hub(uri: str, rest: str, say: Say, *, weights: bool = True) -> Path:
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", rest)
     if named is None:
         raise ConfigError(
@@ -117,8 +117,9 @@ def _from_hub(uri: str, rest: str, say: Say) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     say(f"downloading {named[1]} at {named[2]}")
+    wanted = [name for name in NEEDED if weights or "safetensors" not in name]
     try:
-        return Path(snapshot_download(named[1], revision=named[2], allow_patterns=list(NEEDED)))
+        return Path(snapshot_download(named[1], revision=named[2], allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         what = "revision" if isinstance(error, errors.RevisionNotFoundError) else "repository"
         raise ConfigError(
@@ -288,10 +289,42 @@ def load(
         )
     _check_tokenizer(tokenizer, model.config.get_text_config().vocab_size, folder)
     _set_padding(model, tokenizer)
-    if not bits:  # else it lies where it was quantized
+    if bits:  # it lies where it was quantized
+        _without_packing(model)
+    else:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
     return model, tokenizer
+
+
+def config_and_tokenizer(uri: str) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """What can be known of a model without its weights."""
+    quiet()
+    from transformers import AutoConfig, AutoTokenizer
+
+    scheme, _, rest = uri.rpartition("://")
+    if scheme == "hf":
+        folder = _from_hub(uri, rest, lambda _: None, weights=False)
+    elif scheme == "package":
+        folder = _in_package(uri, rest)
+    elif scheme in ("", "file"):
+        folder = Path(rest).expanduser()
+    else:
+        raise ConfigError(f"model {uri} has a scheme we do not know ({scheme}); give {KNOWN}")
+    gguf = {"gguf_file": folder.name} if folder.suffix == ".gguf" else {}
+    where = folder.parent if gguf else folder
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **gguf}
+            config = AutoConfig.from_pretrained(where, **given)
+            tokenizer = AutoTokenizer.from_pretrained(where, **given)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise DataRejected(
+            f"model {uri} has no config and tokenizer that transformers knows ({error}); "
+            f"give {KNOWN}"
+        ) from None
+    _check_tokenizer(tokenizer, config.get_text_config().vocab_size, where)
+    return config, tokenizer
 
 
 def _quantized() -> Any:
@@ -306,6 +339,14 @@ def _quantized() -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
+
+
+def _without_packing(model: "PreTrainedModel") -> None:
+    """On a processor bitsandbytes packs weights once it scores, and then gives no gradients."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, folder: Path) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError
+from dpoflow.state.events import Events
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.train.outcome import Job, cause
 from dpoflow.train.preemption import Preemption
 
 
-def launch(job: Job) -> None:
+def launch(job: Job, events: Events) -> None:
     """Train. Raises what training raised, wherever that was."""
     if job.config.backend == "inprocess":
         _check_alone()
@@ -30,7 +31,12 @@ def launch(job: Job) -> None:
     job.error.unlink(missing_ok=True)
     path = job.state / "work" / "job.json"
     path.write_text(canonical_json(job) + "\n", encoding="utf-8")
-    _torchrun(job, path)
+    if job.config.backend == "trainjob":
+        from dpoflow.train.trainjob import train_on_cluster
+
+        train_on_cluster(job, path, events)
+    else:
+        _torchrun(job, path)
 
 
 def _check_alone() -> None:

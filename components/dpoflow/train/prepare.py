@@ -6,6 +6,8 @@ Not     the training itself (work.py)
 """
 
 import hashlib
+import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +37,27 @@ def prepared(model: Any, config: TrainConfig) -> PreTrainedModel:
         )
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        _compile(model)
     trained: PreTrainedModel = model
     return trained
+
+
+def _compile(model: nn.Module) -> None:
+    """The feed-forward parts: attention here is told of each batch by numbers, not by tensors."""
+    parts = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+    if not parts:
+        raise ConfigError(
+            "train.compile finds no feed-forward part (.mlp) in this model; leave it out"
+        )
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
+    if compiler is None or shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compile needs a C++ compiler, and there is no {compiler or 'g++ or clang++'}; "
+            "install one, or leave train.compile out"
+        )
+    for part in parts:
+        part.compile(dynamic=True)
 
 
 def without_dropout(model: Model) -> Model:

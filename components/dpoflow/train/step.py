@@ -41,7 +41,7 @@ def run(
     job = Job(config=config, pairs=pairs, init=init, reference=reference, state=state.folder)
     outcome = finished(job)
     if outcome is None:
-        launch(job)
+        launch(job, state.events)
         outcome = finished(job)
     assert outcome is not None, "training ended without an outcome"
     figures = _figures(state)
