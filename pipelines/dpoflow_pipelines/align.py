@@ -1,12 +1,17 @@
-"""align: from preferences to a registered model version.
+"""align: from preferences to a registered model version; sweep: the same, trained in several ways.
 
      snapshot ─ validate ─ synthesize ─ merge ─ train ─ evaluate ─ register      conclude (always)
+                                            └ train-2 ─ evaluate-2 …            (a sweep)
 
 One compiled DAG serves every spec: synthesize switched off yields no pair, register always records
-a version, and only a verdict of promote gives it the alias challenger.
+a version, and only a verdict of promote gives it the alias challenger. A sweep registers nothing.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from kfp import dsl
+from kfp.dsl import PipelineTask
 
 from dpoflow.evaluate.component import evaluate
 from dpoflow.register.component import register
@@ -16,6 +21,77 @@ from dpoflow.tracking.component import conclude
 from dpoflow.train.component import train
 from dpoflow.validate.component import merge, validate
 from dpoflow_pipelines.placement import place
+
+# kfp runs a pipeline's body where it is defined, so what it calls comes first.
+
+
+def _data(
+    state_root: str, snapshot_config: str, validate_config: str, synthesize_config: str
+) -> tuple[PipelineTask, PipelineTask]:
+    """(snapshot, merge): everything before training."""
+    pinned = place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
+    checked = place(
+        validate(
+            config=validate_config,
+            state_root=state_root,
+            data_uri=pinned.outputs["data_uri"],
+            data_digest=pinned.outputs["data_digest"],
+        )
+    )
+    made = place(
+        synthesize(
+            config=synthesize_config,
+            state_root=state_root,
+            prompts=checked.outputs["prompts"],
+            model_uri=pinned.outputs["init_uri"],
+            model_digest=pinned.outputs["init_digest"],
+        )
+    )
+    merged = place(
+        merge(
+            config=validate_config,
+            state_root=state_root,
+            pairs=checked.outputs["pairs"],
+            prompts=checked.outputs["prompts"],
+            synthetic=made.outputs["pairs"],
+        )
+    )
+    return pinned, merged
+
+
+def _policy(
+    state_root: str,
+    pinned: PipelineTask,
+    merged: PipelineTask,
+    train_config: str,
+    evaluate_config: str,
+    suffix: str = "",
+) -> tuple[PipelineTask, PipelineTask]:
+    """(train, evaluate)."""
+    trained = place(
+        train(
+            config=train_config,
+            state_root=state_root,
+            suffix=suffix,
+            pairs=merged.outputs["training"],
+            init_uri=pinned.outputs["init_uri"],
+            init_digest=pinned.outputs["init_digest"],
+            reference_uri=pinned.outputs["reference_uri"],
+            reference_digest=pinned.outputs["reference_digest"],
+        )
+    )
+    judged = place(
+        evaluate(
+            config=evaluate_config,
+            state_root=state_root,
+            suffix=suffix,
+            policy=trained.outputs["policy"],
+            heldout=merged.outputs["heldout"],
+            model_uri=pinned.outputs["model_uri"],
+            model_digest=pinned.outputs["model_digest"],
+        )
+    )
+    return trained, judged
 
 
 @dsl.pipeline(name="dpoflow-align", description="From preferences to a registered model version.")
@@ -31,54 +107,8 @@ def align(
     """Each `…_config` is the canonical JSON of its own section of the spec."""
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="align"):
-        pinned = place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
-        checked = place(
-            validate(
-                config=validate_config,
-                state_root=state_root,
-                data_uri=pinned.outputs["data_uri"],
-                data_digest=pinned.outputs["data_digest"],
-            )
-        )
-        made = place(
-            synthesize(
-                config=synthesize_config,
-                state_root=state_root,
-                prompts=checked.outputs["prompts"],
-                model_uri=pinned.outputs["init_uri"],
-                model_digest=pinned.outputs["init_digest"],
-            )
-        )
-        merged = place(
-            merge(
-                config=validate_config,
-                state_root=state_root,
-                pairs=checked.outputs["pairs"],
-                prompts=checked.outputs["prompts"],
-                synthetic=made.outputs["pairs"],
-            )
-        )
-        trained = place(
-            train(
-                config=train_config,
-                state_root=state_root,
-                pairs=merged.outputs["training"],
-                init_uri=pinned.outputs["init_uri"],
-                init_digest=pinned.outputs["init_digest"],
-                reference_uri=pinned.outputs["reference_uri"],
-                reference_digest=pinned.outputs["reference_digest"],
-            )
-        )
-        judged = place(
-            evaluate(
-                config=evaluate_config,
-                state_root=state_root,
-                policy=trained.outputs["policy"],
-                heldout=merged.outputs["heldout"],
-                model_uri=pinned.outputs["model_uri"],
-                model_digest=pinned.outputs["model_digest"],
-            )
-        )
+        pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
+        trained, judged = _policy(state_root, pinned, merged, train_config, evaluate_config)
         place(
             register(
                 config=registry_config,
@@ -87,3 +117,25 @@ def align(
                 decision=judged.outputs["decision"],
             )
         )
+
+
+def sweep(train_configs: Sequence[str]) -> Callable[..., Any]:
+    """A DAG that trains and evaluates once with each of these sections."""
+
+    @dsl.pipeline(name="dpoflow-sweep", description="One data set, several ways to train on it.")
+    def pipeline(
+        state_root: str,
+        snapshot_config: str,
+        validate_config: str,
+        synthesize_config: str,
+        evaluate_config: str,
+    ) -> None:
+        ended = place(conclude(state_root=state_root))
+        with dsl.ExitHandler(ended, name="sweep"):
+            pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
+            for number, train_config in enumerate(train_configs, start=1):
+                suffix = "" if number == 1 else f"-{number}"  # as kfp names the tasks
+                _policy(state_root, pinned, merged, train_config, evaluate_config, suffix)
+
+    made: Callable[..., Any] = pipeline
+    return made

@@ -54,6 +54,10 @@ def run(
     spec: SpecFile,
     home: Home,
     sets: Sets = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
+    ] = None,
     require: Annotated[
         str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
     ] = None,
@@ -70,21 +74,33 @@ def run(
         dpoflow run pipelines/configs/hh_rlhf.yaml --set data.max_pairs=64 --set train.beta=0.05
 
         dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
+
+        dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
     """
     from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines.grid import points_of, show_points
     from dpoflow_pipelines.run import check_sources
 
     if require not in (None, "promote"):
         raise ConfigError(f"--require takes promote, got '{require}'")
-    console, loaded = _console(), load_spec(spec, sets or [])
+    if require and grid:
+        raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
+    points = points_of(spec, sets or [], grid) if grid else []
+    console = _console()
+    loaded = points[0].spec if points else load_spec(spec, sets or [])
     check_sources(loaded)
     if dry_run:
-        console.print_json(loaded.model_dump_json())
+        for each in [point.spec for point in points] or [loaded]:
+            console.print_json(each.model_dump_json())
         return
     from dpoflow_pipelines.run import run_spec
     from dpoflow_pipelines.show import show_summary
 
     home = home.resolve()
+    if points:
+        summary = run_spec(loaded, home, console, points=points)
+        show_points(console, summary, spec, home, sets or [])
+        return
     try:
         summary = run_spec(loaded, home, console, require=require)
     except GateNotPassed:

@@ -1,5 +1,7 @@
 """Retries, timeouts and resources of every task: the only Kubernetes words in Python."""
 
+import re
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
@@ -25,5 +27,6 @@ def place(task: PipelineTask, *, cache: bool = True) -> PipelineTask:
     """
     task.set_retry(num_retries=RETRIES, backoff_duration="1s", backoff_factor=2.0)
     task.set_caching_options(cache)
-    kubernetes.set_timeout(task, seconds=TIMEOUT_S[task.name])
+    step = re.sub(r"-\d+$", "", task.name)  # train-2 is the second train
+    kubernetes.set_timeout(task, seconds=TIMEOUT_S[step])
     return task

@@ -8,9 +8,10 @@ Not     the terminal's grammar (cli.py), how tasks are started (backends/)
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -20,8 +21,9 @@ from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import REGISTRY, Spec
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
+from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, task_table
-from dpoflow_pipelines.runs import Run, claim_run, summarise
+from dpoflow_pipelines.runs import IR, Run, claim_run, summarise
 
 
 class Interrupted(DpoflowError):
@@ -36,13 +38,24 @@ class Interrupted(DpoflowError):
 
 def compile_to(path: Path, name: str = "align") -> None:
     """Compile the DAG called `name` to `path`, atomically."""
-    from kfp import compiler
-
     from dpoflow_pipelines.align import align
+
+    _compile({"align": align}[name], path)
+
+
+def compile_sweep(path: Path, points: Sequence[Point]) -> None:
+    """Compile the DAG of a sweep to `path`, atomically."""
+    from dpoflow_pipelines.align import sweep
+
+    _compile(sweep(configs_of(points)), path)
+
+
+def _compile(pipeline: Callable[..., Any], path: Path) -> None:
+    from kfp import compiler
 
     draft = path.with_name(f".{path.stem}.draft.yaml")
     try:
-        compiler.Compiler().compile({"align": align}[name], str(draft))
+        compiler.Compiler().compile(pipeline, str(draft))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -65,18 +78,25 @@ def check_sources(spec: Spec) -> None:
         )
 
 
-def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -> RunSummary:
-    """Run `spec` to its end, or continue the run of it that was cut off.
+def run_spec(
+    spec: Spec,
+    home: Path,
+    console: Console,
+    *,
+    require: str | None = None,
+    points: Sequence[Point] = (),
+) -> RunSummary:
+    """Run `spec` to its end, or continue the run of it that was cut off; with `points`, a sweep.
 
     Raises the failed task's error; GateNotPassed if `require` asks for another verdict than the
     run's. The summary is written whenever a task was started.
     """
     files.writable_folder(home, "the home")
-    with claim_run(home, spec) as run, _stopped_by_sigterm():
+    with claim_run(home, spec, grid_of(points)) as run, _stopped_by_sigterm():
         word = "continuing" if run.continued else "starting"
         console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
         try:
-            summary = _run(spec, run, console)
+            summary = _run(spec, run, console, points)
         except KeyboardInterrupt as stop:
             raise _interrupted(stop) from None
         except DpoflowError as error:
@@ -90,7 +110,7 @@ def run_spec(spec: Spec, home: Path, console: Console, *, require: str | None) -
     return summary
 
 
-def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
+def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> RunSummary:
     from dpoflow.tracking.pipeline_run import close_run, open_run
     from dpoflow.tracking.settings import public
 
@@ -105,8 +125,11 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
     run.remember(mlflow_run_id=tracked.run_id)
     from dpoflow_pipelines.backends.laptop import read_records, run_on_laptop, task_names
 
-    ir = run.folder / "align.yaml"
-    compile_to(ir)
+    ir = run.folder / IR
+    if points:
+        compile_sweep(ir, points)
+    else:
+        compile_to(ir)
     names = task_names(ir)
     mlflow = MlflowSummary(tracking_uri=public(tracked.tracking_uri), run_id=tracked.run_id)
 
@@ -120,6 +143,7 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
             state=state,
             error=error,
             mlflow=mlflow,
+            grid=grid_of(points),
         )
         text = summary.model_dump_json(indent=2) + "\n"
         for place in (run.folder, run.home):
@@ -133,6 +157,8 @@ def _run(spec: Spec, run: Run, console: Console) -> RunSummary:
         "DPOFLOW_MLFLOW_EXPERIMENT": tracked.experiment_id,
     }
     arguments = {"state_root": str(run.home), **spec.arguments()}
+    if points:  # they bring their own train sections, and nothing is registered
+        del arguments["train_config"], arguments["registry_config"]
     try:
         with following(console, run.folder, names):
             run_on_laptop(ir, arguments, run_dir=run.folder, environment=environment)

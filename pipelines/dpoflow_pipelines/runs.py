@@ -12,15 +12,17 @@ import contextlib
 import fcntl
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import (
     Decision,
     MlflowSummary,
+    PointSummary,
     RegisterResult,
     RunState,
     RunSummary,
@@ -30,6 +32,9 @@ from dpoflow.contracts.results import (
 from dpoflow.contracts.spec import Spec
 from dpoflow.state import files
 from dpoflow.state.step import TaskRecord, find
+
+IR = "align.yaml"
+"""The compiled DAG, in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,11 @@ def memory(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def claim_run(home: Path, spec: Spec) -> Iterator[Run]:
+def claim_run(home: Path, spec: Spec, grid: Mapping[str, list[str]] | None = None) -> Iterator[Run]:
     """The unfinished run of this spec if there is one, else a new one; nobody else may hold it."""
     runs = files.writable_folder(home / "runs", "the home")
-    prefix = f"{spec.name}-{sha256_json(spec)[:8]}-"
+    identity = {"spec": spec.model_dump(mode="json"), "grid": grid} if grid else spec
+    prefix = f"{spec.name}-{sha256_json(identity)[:8]}-"
     earlier = {
         int(number): path
         for path in runs.glob(f"{prefix}*")
@@ -123,6 +129,7 @@ def summarise(
     state: RunState,
     error: str | None,
     mlflow: MlflowSummary | None,
+    grid: Mapping[str, list[str]] | None = None,
 ) -> RunSummary:
     """The run in one page, from what its tasks recorded."""
     results = {name: record.result for name, record in records.items() if record.result}
@@ -133,14 +140,6 @@ def summarise(
     for step in ("validate", "synthesize", "merge"):
         if step in results:
             data[step] = results[step]
-    evaluation: dict[str, object] = {}
-    if "evaluate" in results:
-        evaluation = dict(results["evaluate"])
-        folder = find(home, records["evaluate"].outputs["decision"])
-        if folder is not None:
-            decision = Decision.model_validate_json((folder / "decision.json").read_text("utf-8"))
-            evaluation["gates"] = [gate.model_dump() for gate in decision.gates]
-            evaluation["measures"] = decision.measures
     return RunSummary(
         run_id=run_id,
         name=name,
@@ -148,13 +147,44 @@ def summarise(
         error=error,
         tasks=tuple(_task(task, records.get(task)) for task in tasks),
         data=data,
-        train=TrainResult.model_validate(results["train"]) if "train" in results else None,
-        evaluation=evaluation,
+        train=_trained(results, ""),
+        evaluation=_evaluation(home, records, ""),
         registry=RegisterResult.model_validate(results["register"])
         if "register" in results
         else None,
+        points=tuple(
+            PointSummary(
+                sets=tuple(sets),
+                train=_trained(results, suffix),
+                evaluation=_evaluation(home, records, suffix),
+            )
+            for suffix, sets in _by_suffix(grid)
+        ),
         mlflow=mlflow,
     )
+
+
+def _by_suffix(grid: Mapping[str, list[str]] | None) -> Iterator[tuple[str, list[str]]]:
+    for name, sets in (grid or {}).items():
+        yield "" if name == "-1" else name, sets
+
+
+def _trained(results: Mapping[str, dict[str, Any]], suffix: str) -> TrainResult | None:
+    found = results.get(f"train{suffix}")
+    return TrainResult.model_validate(found) if found else None
+
+
+def _evaluation(home: Path, records: Mapping[str, TaskRecord], suffix: str) -> dict[str, object]:
+    record = records.get(f"evaluate{suffix}")
+    if record is None or not record.result:
+        return {}
+    evaluation: dict[str, object] = dict(record.result)
+    folder = find(home, record.outputs["decision"])
+    if folder is not None:
+        decision = Decision.model_validate_json((folder / "decision.json").read_text("utf-8"))
+        evaluation["gates"] = [gate.model_dump() for gate in decision.gates]
+        evaluation["measures"] = decision.measures
+    return evaluation
 
 
 def _task(name: str, record: TaskRecord | None) -> TaskSummary:

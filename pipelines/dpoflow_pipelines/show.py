@@ -21,7 +21,7 @@ from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import TaskRecord, find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
 from dpoflow_pipelines.progress import task_table
-from dpoflow_pipelines.runs import find_run, is_held, memory
+from dpoflow_pipelines.runs import IR, find_run, is_held, memory
 
 _EXAMPLES = 5
 
@@ -102,7 +102,7 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     """The tasks of a run, and its summary's state."""
     folder = find_run(home, run_id)
     records = read_records(folder)
-    ir = folder / "align.yaml"
+    ir = folder / IR
     names = task_names(ir) if ir.exists() else list(records)
     summary, held = _summary(folder), is_held(folder)
     error = summary.error if summary else memory(folder).get("error")

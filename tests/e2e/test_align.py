@@ -215,6 +215,61 @@ def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
     assert {"new.jsonl", "pairs.jsonl"} <= datasets
 
 
+@pytest.mark.full
+def test_a_sweep_is_one_run_that_asks_the_reference_once(
+    job: SmallJob, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from dpoflow.state.events import read_events
+
+    versions = summary(home)["registry"]["version"]
+    ended = job.call("run", job.spec, "--home", str(home), "--set", "train.epochs=1",
+                     "--set", "train.max_tokens=255", "--grid", "train.beta=0.05,0.3",
+                     "--grid", "train.loss=sigmoid,hinge")  # fmt: skip
+
+    assert ended.code == 0, ended.out + ended.err
+    told = summary(home)
+    assert len(told["points"]) == 4
+    assert told["points"][2]["sets"] == ["train.beta=0.3", "train.loss=sigmoid"]
+    assert {point["evaluation"]["verdict"] for point in told["points"]} <= {
+        "promote", "reject", "inconclusive"}  # fmt: skip
+    digests = {point["train"]["policy_digest"] for point in told["points"]}
+    assert len(digests) == 4
+    names = [task["name"] for task in told["tasks"]]
+    assert [name for name in names if name.startswith("train")] == [
+        "train", "train-2", "train-3", "train-4"]  # fmt: skip
+    asked = 0
+    for path in (home / "runs" / told["run_id"] / "tasks").glob("train*.json"):
+        folder = Path(json.loads(path.read_text())["state_dir"])
+        events, _ = read_events(folder / "events.jsonl")
+        asked += any(event.phase == "reference" and event.done for event in events)
+    assert asked <= 1
+    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    parent = client.get_run(told["mlflow"]["run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    betas = sorted(
+        (run.data.params["beta"], run.data.params["loss"])
+        for run in children
+        if run.data.tags["dpoflow.step"] == "train"
+    )
+    assert betas == sorted(
+        (beta, loss) for beta in ("0.05", "0.3") for loss in ("sigmoid", "hinge")
+    )
+    assert "--set train.max_tokens=255 --set train.beta=0.05 --set train.loss=sigmoid" in ended.out
+    assert told["registry"] is None
+    assert versions
+
+    again = job.run(home, "train.epochs=1", "train.max_tokens=255", "train.beta=0.05",
+                    "train.loss=sigmoid")  # fmt: skip
+
+    assert again.code == 0, again.out + again.err
+    reused = {task["name"] for task in summary(home)["tasks"] if task["reused"]}
+    assert {"train", "evaluate"} <= reused  # what the sweep printed goes on with that point
+
+
 def test_a_champion_that_is_not_there_yet_is_the_configs_fault(job: SmallJob, home: Path) -> None:
     ended = job.run(home, "train.init=champion")
 

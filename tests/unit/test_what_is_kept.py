@@ -45,7 +45,11 @@ def test_an_output_never_takes_the_place_of_somebody_elses_folder(tmp_path: Path
 
     with pytest.raises(ConfigError, match=r"--out policy=.*mine: the folder holds other things"):
         run_step(
-            "train", config, [f"pairs={given}", f"model={given}"], outputs(mine, tmp_path), tmp_path
+            "train",
+            config,
+            [f"{name}={given}" for name in ("pairs", "init", "reference")],
+            outputs(mine, tmp_path),
+            tmp_path,
         )
 
     assert (mine / "thesis.txt").read_text() == "years of work"
@@ -104,7 +108,7 @@ def test_a_step_whose_tracking_server_is_gone_says_so_and_shows_no_password(
         run_step(
             "train",
             config,
-            [f"pairs={given}", f"model={given}"],
+            [f"{name}={given}" for name in ("pairs", "init", "reference")],
             outputs(tmp_path / "p", tmp_path),
             tmp_path / "home",
         )

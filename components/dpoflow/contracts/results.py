@@ -171,6 +171,15 @@ class MlflowSummary(Contract):
     run_id: str
 
 
+class PointSummary(Contract):
+    """One point of a sweep."""
+
+    sets: tuple[str, ...]
+    """What was changed, as `--set` takes it."""
+    train: TrainResult | None = None
+    evaluation: dict[str, object] = Field(default_factory=dict)
+
+
 class RunSummary(Contract):
     """`<home>/summary.json`: the whole run in one page."""
 
@@ -184,4 +193,6 @@ class RunSummary(Contract):
     train: TrainResult | None = None
     evaluation: dict[str, object] = Field(default_factory=dict)
     registry: RegisterResult | None = None
+    points: tuple[PointSummary, ...] = ()
+    """Of a sweep; `train` and `evaluation` are then those of the first one."""
     mlflow: MlflowSummary | None = None

@@ -9,6 +9,7 @@ from dpoflow.images import GPU
 def evaluate(
     config: str,
     state_root: str,
+    suffix: str,
     model_uri: str,
     model_digest: str,
     policy: dsl.Input[dsl.Model],
@@ -18,7 +19,7 @@ def evaluate(
     """Compare candidate and base on held-out prompts; returns the verdict."""
     from dpoflow.state.step import begin
 
-    task = begin("evaluate")
+    task = begin("evaluate", suffix)
 
     from dpoflow.contracts.results import EvaluateResult
     from dpoflow.contracts.spec import EvaluateConfig

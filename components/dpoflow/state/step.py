@@ -163,8 +163,9 @@ def _locked(folder: Path, step: str) -> Iterator[StepState]:
 class Task:
     """One task of a pipeline run: its record under the run, and the way to execute its step."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, step: str, suffix: str = "") -> None:
+        name = f"{step}{suffix}"
+        self.step, self.name = step, name
         folder = os.environ.get(RUN_DIR)
         self._path = Path(folder) / "tasks" / f"{name}.json" if folder else None
         self._record = TaskRecord(name=name, state="RUNNING", started=time.time())
@@ -252,11 +253,13 @@ class Task:
 
         parents = {name: manifest.verify(Path(path)).digest for name, path in inputs.items()}
         settings = json.loads(canonical_json(config))
-        identity = {"step": self.name, "config": settings, "parents": parents}
+        identity = {"step": self.step, "config": settings, "parents": parents}
         key = sha256_json(identity | {"code": code_digest()})
         with (
-            _locked(root / "state" / key, self.name) as state,
-            step_run(self.name, config=settings, parents=parents, state=state) as tracked,
+            _locked(root / "state" / key, self.step) as state,
+            step_run(
+                self.step, task=self.name, config=settings, parents=parents, state=state
+            ) as tracked,
         ):
             self._write(state_dir=str(state.folder))
             done = state.done() if reuse else None
@@ -269,7 +272,7 @@ class Task:
                 except BaseException:
                     state.drop_outputs()
                     raise
-                done = state.seal(self.name, result, parents, settings, list(outputs))
+                done = state.seal(self.step, result, parents, settings, list(outputs))
                 reused = False
             else:
                 result, reused = kind.model_validate(done["result"]), True
@@ -289,8 +292,11 @@ class Task:
         return result
 
 
-def begin(name: str) -> Task:
-    """Start of every component: before anything heavy is imported."""
-    task = Task(name)
+def begin(step: str, suffix: str = "") -> Task:
+    """Start of every component: before anything heavy is imported.
+
+    `suffix` tells apart the tasks of a DAG that has the step several times.
+    """
+    task = Task(step, suffix)
     task.begin()
     return task

@@ -54,14 +54,17 @@ class Untracked:
 
 @contextlib.contextmanager
 def step_run(
-    step: str, *, config: dict[str, Any], parents: dict[str, str], state: "StepState"
+    step: str, *, task: str, config: dict[str, Any], parents: dict[str, str], state: "StepState"
 ) -> Iterator[Tracked]:
-    """Track a step for as long as the context lasts; a failure inside marks the run FAILED."""
+    """Track a step for as long as the context lasts; a failure inside marks the run FAILED.
+
+    `task` is what the DAG calls it: the run's name.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         yield Untracked()
         return
     quiet_mlflow()
-    with _outages_named(), _tracked(step, config, parents, state) as run:
+    with _outages_named(), _tracked(step, task, config, parents, state) as run:
         yield run
 
 
@@ -81,13 +84,13 @@ def _outages_named() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tracked(
-    step: str, config: dict[str, Any], parents: dict[str, str], state: "StepState"
+    step: str, task: str, config: dict[str, Any], parents: dict[str, str], state: "StepState"
 ) -> Iterator[Tracked]:
     from mlflow import MlflowClient
 
     client = MlflowClient()
     attached = os.environ.get("MLFLOW_RUN_ID")
-    run_id = attached or _own_run(client, step, state.folder)
+    run_id = attached or _own_run(client, step, task, state.folder)
     os.environ[STEP_RUN] = run_id
     _log_inputs(client, run_id, config, parents)
     try:
@@ -103,7 +106,7 @@ def _tracked(
         client.set_terminated(run_id, "FINISHED")
 
 
-def _own_run(client: "MlflowClient", step: str, folder: Path) -> str:
+def _own_run(client: "MlflowClient", step: str, task: str, folder: Path) -> str:
     """This task's child run; the one of a killed attempt is continued, so a step has one run."""
     parent, experiment = os.environ.get(PARENT, ""), os.environ.get(EXPERIMENT, "0")
     memory = folder / "mlflow.json"
@@ -114,7 +117,7 @@ def _own_run(client: "MlflowClient", step: str, folder: Path) -> str:
         if same and client.get_run(known["run_id"]).info.lifecycle_stage == "active":
             client.update_run(known["run_id"], status="RUNNING")
             return str(known["run_id"])
-    tags = {"mlflow.runName": step, "dpoflow.step": step}
+    tags = {"mlflow.runName": task, "dpoflow.step": step}
     if parent:
         tags["mlflow.parentRunId"] = parent
     run_id: str = client.create_run(experiment, tags=tags).info.run_id

@@ -9,6 +9,7 @@ from dpoflow.images import GPU
 def train(
     config: str,
     state_root: str,
+    suffix: str,
     init_uri: str,
     init_digest: str,
     reference_uri: str,
@@ -20,7 +21,7 @@ def train(
     """Fine-tune the policy on preference pairs with DPO; returns the policy's digest."""
     from dpoflow.state.step import begin
 
-    task = begin("train")
+    task = begin("train", suffix)
 
     from dpoflow.contracts.results import TrainResult
     from dpoflow.contracts.spec import TrainConfig
