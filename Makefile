@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -39,6 +39,14 @@ parity: setup ## Our losses, gradients and metrics beside those of TRL 1.16, eve
 
 bench-train: setup ## Our training step beside TRL's; build/bench/train.json
 	$(PYTHON) -m tests.bench.bench_train $(ARGS)
+
+bench-scale: setup ## Time and memory as pairs grow from 128 to 4,096; build/bench/scale.json
+	$(PYTHON) -m tests.bench.bench_scale $(ARGS)
+
+gpu-check: setup ## Parity and the same bench on a GPU; build/bench/train-gpu.json
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu-check: torch finds no GPU here")'
+	DPOFLOW_GPU_CHECK=1 $(PYTEST) -p tests.no_skips tests/parity -k float32
+	DPOFLOW_GPU_CHECK=1 $(PYTHON) -m tests.bench.bench_train --out build/bench/train-gpu.json $(ARGS)
 
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \

@@ -1,5 +1,6 @@
 """One train step on the tiny model, in a folder of its own."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.tiny import Family, pairs_folder, tiny_folder
@@ -25,7 +26,7 @@ class Job:
     """One train step in a folder of its own."""
 
     def __init__(
-        self, folder: Path, pairs: list[PreferencePair], *, family: Family = "llama"
+        self, folder: Path, pairs: Iterable[PreferencePair], *, family: Family = "llama"
     ) -> None:
         self.folder = folder
         self.model = tiny_folder(folder / "model", family)

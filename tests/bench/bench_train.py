@@ -11,7 +11,8 @@ Four ways through the same pairs, alternating; each a forward and backward pass 
     compact_live    the same, the reference asked in every step
     stock_live      TRL as it ships
 
-CPU seconds (time.process_time) of one thread; medians; memory in processes of their own.
+CPU seconds (time.process_time) of one thread; medians; memory in processes of their own. With
+DPOFLOW_GPU_CHECK=1 both run on the GPU, and it is seconds on the clock.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from typing import Any, Literal
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from tests.parity.oracle import Ours, Theirs
+from tests.parity.oracle import DEVICE, Ours, Theirs
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -155,10 +156,18 @@ class Racer:
         self._optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def step(self, places: list[int]) -> tuple[float, float]:
-        began = time.process_time()
+        began = now()
         loss = self._update(places)
         self._optimizer.step()
-        return loss, time.process_time() - began
+        return loss, now() - began
+
+
+def now() -> float:
+    """Seconds of this thread on a processor; on the clock, once it has caught up, of a GPU."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @contextmanager
@@ -169,19 +178,19 @@ def _nothing() -> Iterator[None]:
 @torch.no_grad()
 def reference_of(model: Any, groups: list[Group]) -> tuple[list[list[Tensor]], float]:
     """Log-probabilities of each answer's tokens by our reference pass, and its CPU seconds."""
-    began = time.process_time()
-    batch = lay_out(groups, "packed")
+    began = now()
+    batch = lay_out(groups, "packed").to(torch.device(DEVICE))
     with attending(model, "packed"):
-        parts = list(Scorer(model).eval()(batch).logps_N.split(list(batch.lengths)))
+        parts = list(Scorer(model).eval()(batch).logps_N.cpu().split(list(batch.lengths)))
     found = [parts[2 * place : 2 * place + 2] for place in range(len(groups))]
-    return found, time.process_time() - began
+    return found, now() - began
 
 
 def measure(load: Workload, steps: int, ways: Sequence[Way]) -> dict[str, Any]:
     """Every way through the same batches, alternating; the first batch is not timed."""
     pairs = pairs_of(load, load.pairs * (steps + 1))
     batches = [[*range(n, n + load.pairs)] for n in range(0, len(pairs), load.pairs)]
-    asked = model_of(load, seed=0 if load.lora else 1)
+    asked = model_of(load, seed=0 if load.lora else 1).to(DEVICE)
     known, reference_seconds = [], []
     for places in batches:
         logps, spent = reference_of(asked, [group_of(pairs[n]) for n in places])
@@ -229,11 +238,18 @@ def tokens_and_rows(pairs: list[EncodedPair]) -> dict[str, Any]:
 def peak_of(way: Way, load: Workload) -> float:
     """MiB that two steps add at their peak to a process that holds model and optimiser."""
     pairs = pairs_of(load, load.pairs)
-    known, _ = reference_of(model_of(load, seed=1), [group_of(pair) for pair in pairs])
+    asked = model_of(load, seed=1).to(DEVICE)
+    known, _ = reference_of(asked, [group_of(pair) for pair in pairs])
+    del asked
     racer = Racer(way, load, pairs, known)
     places = [*range(load.pairs)]
     racer.step(places)  # the optimiser's state and the gradients are there from now on
     gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        racer.step(places)
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     racer.step(places)
@@ -270,6 +286,7 @@ def summary(workloads: list[dict[str, Any]], peaks: dict[str, float]) -> dict[st
         "peak_vs_compact": peaks,
         "max_loss_difference": max(load["loss_difference"] for load in workloads),
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
 

@@ -4,10 +4,11 @@ TRL as it ships, less what changes the arithmetic (bfloat16) or speaks to others
 reference's log-probabilities come from neither: plain logits of another model, in float64.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
@@ -26,10 +27,13 @@ from dpoflow.train.figures import Figures
 from dpoflow.train.reference import ReferenceLogps
 from dpoflow.train.trainer import DpoTrainer
 
+DEVICE: Literal["cpu", "cuda"] = "cuda" if os.environ.get("DPOFLOW_GPU_CHECK") else "cpu"
+"""Where both compute."""
+
 PLAIN: dict[str, Any] = {
     "bf16": False,
     "gradient_checkpointing": False,
-    "use_cpu": True,
+    "use_cpu": DEVICE == "cpu",
     "report_to": [],
     "disable_tqdm": True,
     "max_length": None,
@@ -138,7 +142,7 @@ class Theirs:
             batch[f"ref_{name}_logps"] = torch.stack(sums).to(self._dtype)
         trainer._metrics["train"].clear()
         self.model.zero_grad()
-        found = trainer.compute_loss(self.model.train(), batch)
+        found = trainer.compute_loss(self.model.train(), trainer._prepare_inputs(batch))
         found.backward()
         metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
         return found.item(), metrics
@@ -172,7 +176,7 @@ class Ours:
             Scorer(self.model),
             examples,
             [(tuple(range(len(pairs))),)],
-            config,
+            config.model_copy(update={"device": DEVICE}),
             layout=layout,
             dtype=torch.float32,  # no autocast: products are in the weights' type
             folder=folder,

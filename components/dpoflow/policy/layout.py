@@ -1,7 +1,7 @@
 """Prompts and their answers as one batch of tokens.
 
 Reads   groups: a prompt and the answers to it, as token ids
-Gives   `Group`, `Batch`, `lay_out` in one of three layouts
+Gives   `Group`, `Groups`, `Batch`, `lay_out` in one of three layouts
 Not     attention over a shared prompt (attention.py), scoring (logprobs.py)
 Shapes  R rows of T tokens in a batch, N answer tokens in all
 
@@ -14,12 +14,12 @@ Where answers share a prompt, the positions of each go on from the prompt's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from dpoflow.policy.tokenise import EncodedPair
+from dpoflow.policy.tokenise import EncodedPair, EncodedPairs
 
 LayoutName = Literal["packed", "shared", "concat"]
 Tokens = tuple[int, ...]
@@ -41,6 +41,25 @@ class Group:
 def group_of(pair: EncodedPair) -> Group:
     """Chosen first, rejected second."""
     return Group(pair.prompt, (pair.chosen, pair.rejected))
+
+
+class Groups(Sequence[Group]):
+    """The groups of encoded pairs, made as they are asked for."""
+
+    def __init__(self, pairs: EncodedPairs) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @overload
+    def __getitem__(self, place: int) -> Group: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Groups": ...
+    def __getitem__(self, place: int | slice) -> "Group | Groups":
+        if isinstance(place, slice):
+            return Groups(self._pairs[place])
+        return group_of(self._pairs[place])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair
 from dpoflow.state.events import Events
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -95,9 +94,9 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, path: Path, config: TrainConfig, events: Events
-) -> tuple[list[EncodedPair], dict[str, int]]:
+) -> tuple[EncodedPairs, dict[str, int]]:
     """Pairs as tokens, and how many were left out by reason."""
-    encoded: list[EncodedPair] = []
+    encoded = EncodedPairs()
     dropped: Counter[str] = Counter()
     for pair in read_parquet(path, PreferencePair):
         made = (
@@ -117,23 +116,22 @@ def encode(
         )
     if dropped:
         events.say(f"dropped {dropped.total()} of {dropped.total() + len(encoded)} pairs: {why}")
-    num_cut = sum(pair.cut for pair in encoded)
-    if num_cut:
-        events.say(f"cut {num_cut} of {len(encoded)} pairs to {config.max_tokens} tokens")
+    if encoded.num_cut:
+        events.say(f"cut {encoded.num_cut} of {len(encoded)} pairs to {config.max_tokens} tokens")
     return encoded, dict(sorted(dropped.items()))
 
 
-def watched(
-    pairs: Sequence[EncodedPair], fraction: float, seed: int
-) -> tuple[list[EncodedPair], list[EncodedPair]]:
+def watched(pairs: EncodedPairs, fraction: float, seed: int) -> tuple[EncodedPairs, EncodedPairs]:
     """(learnt from, only watched): this share of the prompts, those of the smallest seeded hash."""
 
-    def place(prompt: tuple[int, ...]) -> str:
-        return hashlib.sha256(f"{seed}:{prompt}".encode()).hexdigest()
+    def place(pair: EncodedPair) -> bytes:
+        return hashlib.sha256(f"{seed}:{pair.prompt}".encode()).digest()
 
-    prompts = sorted({pair.prompt for pair in pairs}, key=place)
+    prompts = sorted({place(pair) for pair in pairs})
     kept_out = set(prompts[: round(fraction * len(prompts))])
+    if not kept_out:
+        return pairs, EncodedPairs()
     return (
-        [pair for pair in pairs if pair.prompt not in kept_out],
-        [pair for pair in pairs if pair.prompt in kept_out],
+        EncodedPairs(pair for pair in pairs if place(pair) not in kept_out),
+        EncodedPairs(pair for pair in pairs if place(pair) in kept_out),
     )

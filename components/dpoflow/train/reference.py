@@ -12,6 +12,7 @@ reference agree on the first batch to the last bit, and the first loss is ln 2.
 """
 
 import hashlib
+import itertools
 import os
 from array import array
 from collections.abc import Callable, Sequence
@@ -37,15 +38,16 @@ class ReferenceLogps:
 
     def __init__(self, groups: Sequence[Group], flat: Tensor) -> None:
         lengths = [len(answer) for group in groups for answer in group.answers]
-        self._of_answer = flat.split(lengths)
-        self._answers = len(groups[0].answers)
-        self.sums_PA = torch.stack([part.sum() for part in self._of_answer]).view(len(groups), -1)
+        many = len(lengths) // len(groups)
+        ends = [0, *itertools.accumulate(lengths)]
+        self._flat, self._ends = flat, array("q", ends[::many])
+        sums = torch.stack([part.sum() for part in flat.split(lengths)])
+        self.sums_PA = sums.view(len(groups), many)
         """Summed over each answer: [pairs, answers of a pair]."""
 
     def tokens_of(self, places: Sequence[int]) -> Tensor:
         """Of these pairs' tokens, in the order in which a batch of them has its answers."""
-        many = self._answers
-        return torch.cat([p for at in places for p in self._of_answer[at * many : (at + 1) * many]])
+        return torch.cat([self._flat[self._ends[at] : self._ends[at + 1]] for at in places])
 
 
 def reference_logps(

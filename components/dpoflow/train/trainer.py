@@ -353,7 +353,7 @@ def _arguments(config: TrainConfig, folder: Path, looks: int | None) -> Training
         eval_strategy="steps" if looks else "no",
         eval_steps=looks,
         seed=config.seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,

@@ -27,9 +27,9 @@ from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy import load
 from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import choose, name_of
-from dpoflow.policy.layout import Group, group_of
+from dpoflow.policy.layout import Group, Groups
 from dpoflow.policy.logprobs import Scorer, check_head, choose_layout
-from dpoflow.policy.tokenise import EncodedPair
+from dpoflow.policy.tokenise import EncodedPairs
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.step import StepState
@@ -99,7 +99,7 @@ class _Work:
         self._layout = choose_layout(trained, config.layout)
         scorer = self._scorer(trained)
         updates = plan(
-            [group_of(pair).longest for pair in learnt],
+            [pair.longest for pair in learnt],
             batch_size=config.batch_size,
             accumulation=config.gradient_accumulation,
             epochs=config.epochs,
@@ -175,10 +175,8 @@ class _Work:
 
         return ask
 
-    def _examples(
-        self, pairs: Sequence[EncodedPair], batches: Sequence[Batch], ask: Ask
-    ) -> Examples:
-        ids, groups = [pair.pair_id for pair in pairs], [group_of(pair) for pair in pairs]
+    def _examples(self, pairs: EncodedPairs, batches: Sequence[Batch], ask: Ask) -> Examples:
+        ids, groups = pairs.ids, Groups(pairs)
         if self._config.loss in REFERENCE_FREE:
             return Examples(ids, groups, reference=None)
         if self._config.loss != "kto":
@@ -204,8 +202,8 @@ class _Work:
     def _keep(
         self,
         trainer: DpoTrainer,
-        learnt: Sequence[EncodedPair],
-        kept_out: Sequence[EncodedPair],
+        learnt: EncodedPairs,
+        kept_out: EncodedPairs,
         dropped: dict[str, int],
     ) -> None:
         notes, best = trainer.notes(), None
@@ -221,10 +219,10 @@ class _Work:
             dtype=name_of(self._dtype),
             layout=self._layout,
             seconds=notes.seconds,
-            pair_ids=tuple(pair.pair_id for pair in learnt),
-            heldout_ids=tuple(pair.pair_id for pair in kept_out),
+            pair_ids=tuple(learnt.ids),
+            heldout_ids=tuple(kept_out.ids),
             dropped=dropped,
-            num_cut=sum(pair.cut for pair in (*learnt, *kept_out)),
+            num_cut=learnt.num_cut + kept_out.num_cut,
         )
         checkpoint.save_weights(
             self._job.trained, trainer.policy, outcome=outcome.model_dump_json(indent=1)
