@@ -23,7 +23,7 @@ from tests.training import FAST, Job
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.objectives import LossName
 from dpoflow.contracts.pairs import PreferencePair
@@ -264,13 +264,18 @@ def test_several_processes_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------- after a kill
 
 CHILD = """
+import resource
+import signal
 import sys
 from pathlib import Path
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.state.step import StepState
 from dpoflow.train.step import run
 
-config, pairs, model, folder = sys.argv[1:]
+config, pairs, model, folder, limit = sys.argv[1:]
+if int(limit):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 state = StepState(Path(folder), "train")
 state.start_afresh(["policy", "report"])
 run(TrainConfig.model_validate_json(config), pairs=Path(pairs), init=Path(model),
@@ -279,10 +284,12 @@ run(TrainConfig.model_validate_json(config), pairs=Path(pairs), init=Path(model)
 """
 
 
-def child(job: Job, config: TrainConfig, name: str) -> "subprocess.Popen[bytes]":
+def child(job: Job, config: TrainConfig, name: str, *, limit: int = 0) -> "subprocess.Popen[bytes]":
+    """The step in a process of its own, which may write no file of more bytes than `limit`."""
     folder = job.folder / "state" / name
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [config.model_dump_json(), str(job.pairs), str(job.model), str(folder)]
+    paths = [str(job.pairs), str(job.model), str(folder)]
+    arguments = [config.model_dump_json(), *paths, str(limit)]
     path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # as many as here
     command = [sys.executable, "-c", CHILD, *arguments]
@@ -350,6 +357,31 @@ def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:
     whole = job.run(FAST, "two")
 
     assert job.run(FAST, "one").policy_digest == whole.policy_digest
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    job = Job(tmp_path, tiny_pairs(24))
+    whole = job.run(FAST, "whole")
+    size = (job.model / "model.safetensors").stat().st_size
+
+    _, said = child(job, FAST, "full", limit=size + 100_000).communicate(timeout=60)
+
+    assert "update-3 could not be written" in said.decode()  # weights fit, moments do not
+    assert "make room, and the same command goes on" in said.decode()
+    assert not [*(job.folder / "state" / "full" / "work" / "checkpoints").glob(".*")]
+    assert job.run(FAST, "full").policy_digest == whole.policy_digest
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_training(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(job.folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    with pytest.raises(ServiceUnavailable, match=r"need .* GiB and 0\.0 GiB are free"):
+        job.run(FAST)
+
+    assert not [event for event in job.events() if event.metrics]
 
 
 # ---------------------------------------------------------------- the reference
@@ -556,6 +588,16 @@ def test_held_out_prompts_are_watched_and_not_learnt_from(tmp_path: Path) -> Non
     assert [*looks(job)] == [2, 4, 6, 8]
     assert {"heldout/reward_margin", "heldout/reward_accuracy", "heldout/kl"} <= {*looks(job)[8]}
     assert "held-out" in (job.folder / "state/one/outputs/report/curves.html").read_text()
+
+
+def test_the_last_update_is_looked_at_also_where_the_looks_do_not_divide_them(job: Job) -> None:
+    job.run(FAST.model_copy(update={"heldout_fraction": 0.25, "heldout_looks": 4, "batch_size": 3}))
+
+    assert [*looks(job)] == [3, 6, 9, 12]
+    job.run(
+        FAST.model_copy(update={"heldout_fraction": 0.2, "heldout_looks": 4, "batch_size": 4}), "b"
+    )
+    assert [*looks(job, "b")] == [3, 6, 9, 10]
 
 
 def heldout_margin(job: Job, pairs: list[PreferencePair]) -> float:

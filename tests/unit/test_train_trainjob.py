@@ -1,5 +1,6 @@
 """Training as a TrainJob, against a fake Kubernetes API whose jobs really run."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ def test_a_job_is_created_runs_and_leaves_what_one_process_leaves(
     assert cluster.jobs == {}  # TrainJobs have no time to live: it is removed
     assert any("has its pods" in event.message for event in tried.events("cluster"))
     assert [event.at for event in tried.events("cluster") if event.metrics][-1] == alone.num_steps
+    told = json.loads((tried.folder / "state" / "cluster" / "work" / "job.json").read_text())
+    assert Path(told["pairs"]).is_relative_to(told["state"])  # all that its pods can see
 
 
 def test_a_job_that_never_finds_a_place_is_removed_at_its_deadline(

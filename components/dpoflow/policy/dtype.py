@@ -33,16 +33,21 @@ _probed: dict[tuple[str, int, int, int], str] = {}
 
 
 def choose(
-    dtype: DtypeName, model: "PreTrainedModel", *, remember: Path | None = None
+    dtype: DtypeName,
+    model: "PreTrainedModel",
+    *,
+    remember: Path | None = None,
+    device: torch.device | None = None,
 ) -> torch.dtype:
     """The type that `dtype` names; for `auto`, the faster one here.
 
     A probe may come out differently when it is run again, and a resumed step must not change its
     arithmetic: with `remember` the first answer for these shapes is kept there and given for good.
+    `device` is where the model will be, if it is not there yet.
     """
     if dtype != "auto":
         return NAMED[dtype]
-    shapes = _shapes(model)
+    shapes = _shapes(model, device or model.device)
     if shapes[1] < NARROWEST:
         return torch.float32
     known, name = _remembered(remember), ":".join(map(str, shapes))
@@ -68,11 +73,11 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shapes(model: "PreTrainedModel") -> tuple[str, int, int, int]:
+def _shapes(model: "PreTrainedModel", device: torch.device) -> tuple[str, int, int, int]:
     config = model.config.get_text_config()
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return model.device.type, hidden, wide, int(config.vocab_size)
+    return device.type, hidden, wide, int(config.vocab_size)
 
 
 def _probe(device: str, hidden: int, wide: int, vocab: int) -> str:

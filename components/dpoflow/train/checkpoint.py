@@ -8,7 +8,8 @@
         trainer_state.json     of transformers
 
 Reads   a model, its optimiser and scheduler
-Gives   `save`, `newest`, `load_weights`, `load_optimizer`, `load_rng`, `notes`; `save_weights`
+Gives   `save`, `newest`, `load_weights`, `load_optimizer`, `load_rng`, `notes`;
+        `save_weights`, `room_for`
 Not     when to save (trainer.py)
 
 Safetensors and JSON only: opening a pickle can run code. Where processes share the weights, each
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.train import processes
 from dpoflow.train.shard import as_split, whole
 
@@ -85,14 +87,34 @@ def save_weights(folder: Path, model: nn.Module, **facts: str) -> None:
 def _drafted(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`, on the disk and not only in RAM."""
     draft = target.with_name(f".{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    for path in [*draft.iterdir(), draft]:
-        _to_disk(path)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    _to_disk(target.parent)
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        for path in [*draft.iterdir(), draft]:
+            _to_disk(path)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        _to_disk(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ServiceUnavailable(
+            f"{target} could not be written ({error}); make room, and the same command goes on "
+            "from the checkpoint before it"
+        ) from None
+
+
+def room_for(root: Path, model: nn.Module) -> None:
+    """Refuse to begin where two checkpoints and a policy would not fit: one replaces the other."""
+    every = {id(weight): weight for weight in model.parameters()}.values()
+    trained = sum(weight.numel() for weight in every if weight.requires_grad)
+    need = 4 * (2 * 3 * trained + 2 * sum(weight.numel() for weight in every))
+    free = shutil.disk_usage(root).free
+    if need > free:
+        raise ServiceUnavailable(
+            f"checkpoints and policy need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            f"free at {root}; make room, or name another folder with --home"
+        )
 
 
 def newest(root: Path, config: dict[str, Any]) -> Path | None:

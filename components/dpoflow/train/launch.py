@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError
+from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.train.outcome import Job, cause
@@ -28,8 +29,11 @@ def launch(job: Job, events: Events) -> None:
 
         work(job)
         return
+    work_folder = job.state / "work"
+    if job.config.backend == "trainjob":  # its pods see the state, not this pod's own inputs
+        job = _with_own_pairs(job, work_folder)
     job.error.unlink(missing_ok=True)
-    path = job.state / "work" / "job.json"
+    path = work_folder / "job.json"
     path.write_text(canonical_json(job) + "\n", encoding="utf-8")
     if job.config.backend == "trainjob":
         from dpoflow.train.trainjob import train_on_cluster
@@ -37,6 +41,15 @@ def launch(job: Job, events: Events) -> None:
         train_on_cluster(job, path, events)
     else:
         _torchrun(job, path)
+
+
+def _with_own_pairs(job: Job, folder: Path) -> Job:
+    """The pairs copied into the state; pods of an earlier attempt may be reading them by now."""
+    pairs, draft = folder / "pairs", folder / ".pairs"
+    if not pairs.is_dir():
+        files.publish(job.pairs, draft)
+        draft.rename(pairs)
+    return job.model_copy(update={"pairs": pairs})
 
 
 def _check_alone() -> None:

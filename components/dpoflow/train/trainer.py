@@ -242,6 +242,8 @@ class DpoTrainer(Trainer):
         if self._first_loss is None:
             self._first_loss = self._last_loss
         self._figures = Figures()
+        if update == total and self._heldout is not None:
+            self.control.should_evaluate = True  # also where the looks do not divide the updates
         if any(processes.gather(self._preemption.asked)):
             self.control.should_save = self.control.should_training_stop = True
 

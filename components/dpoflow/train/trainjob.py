@@ -15,7 +15,7 @@ own, because a peer that waits is no failure.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -121,7 +121,8 @@ class _Watch:
         try:
             self._await()
         except BaseException:
-            self._cluster.delete(self._name)
+            with suppress(DpoflowError):  # what went wrong first is what counts
+                self._cluster.delete(self._name)
             raise
         self._cluster.delete(self._name)  # TrainJobs are not cleaned up by themselves
 

@@ -92,10 +92,13 @@ class _Work:
             tokenizer, self._job.pairs / "train.parquet", config, self._events
         )
         learnt, kept_out = watched(encoded, config.heldout_fraction, config.seed)
-        self._dtype = choose(config.dtype, start, remember=self._state.root / "dtype.json")
-        self._dtype = processes.agreed(self._dtype)
+        known = self._state.root / "dtype.json"
+        self._dtype = processes.agreed(
+            choose(config.dtype, start, remember=known, device=self._device)
+        )
         check_head(start)
         trained = prepared(start, config)
+        checkpoint.room_for(self._state.work, trained)
         self._layout = choose_layout(trained, config.layout)
         scorer = self._scorer(trained)
         updates = plan(
