@@ -176,6 +176,7 @@ def test_a_trace_follows_one_pair_to_its_row(job: SmallJob, home: Path) -> None:
     assert pair.source.row in ended.out
 
 
+@pytest.mark.full
 def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
     job: SmallJob, home: Path
 ) -> None:

@@ -113,6 +113,7 @@ def pids_of(job: Path) -> list[int]:
     return sorted(found)
 
 
+@full
 def test_an_error_of_a_process_is_the_steps_own(tmp_path: Path) -> None:
     job = Job(tmp_path, tiny_pairs(8))
 

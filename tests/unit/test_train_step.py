@@ -296,7 +296,7 @@ def child(job: Job, config: TrainConfig, name: str, *, limit: int = 0) -> "subpr
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.full), "lora"])
 def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method: str) -> None:
     job = Job(tmp_path, tiny_pairs(40))
     config = FAST.model_copy(
