@@ -177,6 +177,67 @@ def test_a_trace_follows_one_pair_to_its_row(job: SmallJob, home: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("task", "phase", "done"),
+    [("synthesize", "sampling", 8), ("train", "training", 5), ("register", "", 0)],
+)
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_version(
+    job: SmallJob, home: Path, tmp_path: Path, task: str, phase: str, done: int
+) -> None:
+    job.run_and_kill(tmp_path, task, phase=phase, done=done)
+    assert "CUT OFF" in job.call("status", "--home", str(tmp_path)).out
+
+    ended = job.run(tmp_path)
+
+    assert ended.code == 0, ended.out + ended.err
+    assert "continuing" in ended.out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert summary(tmp_path)["registry"]["version"] == 1
+    assert policy_bytes(tmp_path) == policy_bytes(home)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(summary(tmp_path)["mlflow"]["tracking_uri"])
+    assert len(client.search_model_versions("name = 'small'")) == 1
+
+
+def test_sigterm_ends_a_run_at_once_with_its_summary_and_its_tasks(
+    job: SmallJob, tmp_path: Path
+) -> None:
+    process = job.start("run", job.spec, "--home", str(tmp_path))
+    job.wait_for(process, tmp_path, "snapshot")
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command continues" in err
+    assert summary(tmp_path)["state"] == "FAILED"
+
+
+def test_a_run_that_somebody_else_opened_is_attached_to_and_never_ended(
+    job: SmallJob, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from dpoflow.tracking.pipeline_run import close_run, open_run
+
+    uri = summary(home)["mlflow"]["tracking_uri"]
+    client = MlflowClient(uri)
+    place = (tmp_path / "theirs").as_uri()
+    theirs = client.create_run(client.create_experiment("theirs", place)).info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+
+    opened = open_run(home, experiment="small", run_name="r", spec_json="{}", known=None)
+    close_run(opened, "SUCCEEDED", "{}")
+
+    assert opened.run_id == theirs
+    assert client.get_run(theirs).info.status == "RUNNING"
+
+
+# ------------------------- other specs in the same home: after what looks at the latest run there
+
+
+@pytest.mark.full
 def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
     job: SmallJob, home: Path
 ) -> None:
@@ -277,61 +338,3 @@ def test_a_champion_that_is_not_there_yet_is_the_configs_fault(job: SmallJob, ho
     assert ended.code == 2
     assert "no version small@champion in MLflow" in ended.err
     assert "such as base" in ended.err
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("task", "phase", "done"),
-    [("synthesize", "sampling", 8), ("train", "training", 5), ("register", "", 0)],
-)
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_version(
-    job: SmallJob, home: Path, tmp_path: Path, task: str, phase: str, done: int
-) -> None:
-    job.run_and_kill(tmp_path, task, phase=phase, done=done)
-    assert "CUT OFF" in job.call("status", "--home", str(tmp_path)).out
-
-    ended = job.run(tmp_path)
-
-    assert ended.code == 0, ended.out + ended.err
-    assert "continuing" in ended.out
-    assert len(list((tmp_path / "runs").iterdir())) == 1
-    assert summary(tmp_path)["registry"]["version"] == 1
-    assert policy_bytes(tmp_path) == policy_bytes(home)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(summary(tmp_path)["mlflow"]["tracking_uri"])
-    assert len(client.search_model_versions("name = 'small'")) == 1
-
-
-def test_sigterm_ends_a_run_at_once_with_its_summary_and_its_tasks(
-    job: SmallJob, tmp_path: Path
-) -> None:
-    process = job.start("run", job.spec, "--home", str(tmp_path))
-    job.wait_for(process, tmp_path, "snapshot")
-    process.terminate()
-    _, err = process.communicate(timeout=20)
-
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command continues" in err
-    assert summary(tmp_path)["state"] == "FAILED"
-
-
-def test_a_run_that_somebody_else_opened_is_attached_to_and_never_ended(
-    job: SmallJob, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow import MlflowClient
-
-    from dpoflow.tracking.pipeline_run import close_run, open_run
-
-    uri = summary(home)["mlflow"]["tracking_uri"]
-    client = MlflowClient(uri)
-    place = (tmp_path / "theirs").as_uri()
-    theirs = client.create_run(client.create_experiment("theirs", place)).info.run_id
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
-
-    opened = open_run(home, experiment="small", run_name="r", spec_json="{}", known=None)
-    close_run(opened, "SUCCEEDED", "{}")
-
-    assert opened.run_id == theirs
-    assert client.get_run(theirs).info.status == "RUNNING"
