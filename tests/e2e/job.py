@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpoflow.contracts.manifest import sha256_file
 from dpoflow.state.events import Event, read_events
 from dpoflow_pipelines.backends.laptop import read_records
 
@@ -148,11 +149,11 @@ def summary(home: Path) -> dict[str, Any]:
     return loaded
 
 
-def policy_bytes(home: Path) -> bytes:
-    """The weights that the home's latest run trained."""
+def policy_weights(home: Path) -> list[str]:
+    """sha256 of the weights that the home's latest run trained."""
     digest = summary(home)["train"]["policy_digest"]
     folder = home / (home / "index" / digest).read_text("utf-8").strip()
-    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.safetensors")))
+    return [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
 def _reached(home: Path, task: str, phase: str, done: int) -> bool:

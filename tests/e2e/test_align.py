@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.e2e.job import SmallJob, policy_bytes, summary
+from tests.e2e.job import SmallJob, policy_weights, summary
 from tests.tiny import tiny_folder
+
+from dpoflow.contracts.manifest import sha256_file
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -193,7 +195,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_parameters_and_one_versi
     assert "continuing" in ended.out
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert summary(tmp_path)["registry"]["version"] == 1
-    assert policy_bytes(tmp_path) == policy_bytes(home)
+    assert policy_weights(tmp_path) == policy_weights(home)
     from mlflow import MlflowClient
 
     client = MlflowClient(summary(tmp_path)["mlflow"]["tracking_uri"])
@@ -266,8 +268,9 @@ def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
     parents = json.loads((policy / "manifest.json").read_text())["parents"]
     assert parents["reference"] == first["data"]["model_digest"]
     assert parents["init"] != parents["reference"]
-    weights = (folder_of(home, first["train"]["policy_digest"]) / "model.safetensors").read_bytes()
-    assert (folder_of(home, parents["init"]) / "model.safetensors").read_bytes() == weights
+    init, version = folder_of(home, parents["init"]), first["train"]["policy_digest"]
+    weights = sha256_file(folder_of(home, version) / "model.safetensors")
+    assert sha256_file(init / "model.safetensors") == weights
     assert told["train"]["first_loss"] != pytest.approx(math.log(2), abs=1e-3)
     assert told["data"]["validate"]["num_pairs"] > 8
     from dpoflow.contracts.pairs import PreferencePair, read_parquet
