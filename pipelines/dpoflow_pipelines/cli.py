@@ -93,9 +93,10 @@ def run(
         for each in [point.spec for point in points] or [loaded]:
             console.print_json(each.model_dump_json())
         return
-    from dpoflow_pipelines.run import run_spec
+    from dpoflow_pipelines.run import check_machine, run_spec
     from dpoflow_pipelines.show import show_summary
 
+    check_machine(loaded)
     home = home.resolve()
     if points:
         summary = run_spec(loaded, home, console, points=points)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import REGISTRY, Spec
 
 if TYPE_CHECKING:
     from dpoflow.train.estimate import Estimate, Lengths, Machine
@@ -46,8 +46,11 @@ def plan_spec(spec: Spec, *, devices: int) -> Plan:
     from dpoflow.train.estimate import estimate
 
     init = spec.snapshot.init or spec.model
-    config, tokenizer = config_and_tokenizer(init)
+    recorded = init.startswith(REGISTRY)  # a version is fetched whole, and has its base's shape
+    config, tokenizer = config_and_tokenizer(spec.model if recorded else init)
     num_pairs, lengths, notes = _measured(spec, tokenizer)
+    if recorded:
+        notes.append(f"{init} is taken to be of the shape of {spec.model}")
     half = spec.train.dtype != "float32"
     wanted = estimate(config, lengths, num_pairs, spec.train, devices=devices, half=half)
     return Plan(num_pairs, lengths, wanted, _here(), devices, notes)

@@ -78,6 +78,19 @@ def check_sources(spec: Spec) -> None:
         )
 
 
+def check_machine(spec: Spec) -> None:
+    """Whether this machine has what training asks for: told before candidates are drawn."""
+    if spec.train.device != "cuda" or spec.train.backend == "trainjob":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device cuda: this machine shows torch no GPU; run where there is one, or set "
+            "train.device: auto"
+        )
+
+
 def run_spec(
     spec: Spec,
     home: Path,

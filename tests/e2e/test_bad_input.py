@@ -113,6 +113,17 @@ def test_a_beta_that_is_not_positive(job: SmallJob, home: Path) -> None:
     refused(job, home, CONFIG, "train.beta must be > 0, got 0", sets=("train.beta=0",))
 
 
+def test_a_gpu_that_is_not_there(job: SmallJob, home: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    before = {*home.glob("runs/*")}
+
+    refused(job, home, CONFIG, "train.device cuda", "no GPU", sets=("train.device=cuda",))
+    assert {*home.glob("runs/*")} == before  # told before there is a run
+
+
 def test_a_home_that_cannot_be_written(job: SmallJob, tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("not a folder")

@@ -150,7 +150,7 @@ class DpoTrainer(Trainer):
         of = examples.scored(answer_sums(scores.logps_N, batch), batch.lengths, places, kl)
         loss_B, supervised_B = self._terms(of)
         if counts:
-            self._check(loss_B.detach(), of, places)
+            self._check(loss_B.detach(), of, [examples.pair_ids[place] for place in places])
             reference = examples.reference
             tokens_N = reference.tokens_of(places) if reference else None
             margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
@@ -185,11 +185,11 @@ class DpoTrainer(Trainer):
         z0: Tensor = (total / many).clamp(min=0).to(sums_A)
         return z0
 
-    def _check(self, loss_B: Tensor, of: Scored, places: Sequence[int]) -> None:
+    def _check(self, loss_B: Tensor, of: Scored, pair_ids: Sequence[str]) -> None:
         if not torch.isfinite(loss_B).all():
             broken = [
-                self._examples.pair_ids[place]
-                for place, loss in zip(places, loss_B.tolist(), strict=True)
+                pair_id
+                for pair_id, loss in zip(pair_ids, loss_B.tolist(), strict=True)
                 if not math.isfinite(loss)
             ]
             raise DataRejected(
