@@ -1,5 +1,6 @@
 """Measures, intervals, the verdict: against scipy, by hand, and what must never be promoted."""
 
+import asyncio
 from itertools import product
 from math import log
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.results import Decision, Interval, Verdict
 from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import GateConfig
@@ -15,13 +17,15 @@ from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,
     length_ratio,
-    outcome,
     perplexity,
-    repeats,
+    points,
 )
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
 from dpoflow.judge.rubric import RubricJudge
+from dpoflow.judge.verdict import Verdict as Said
+from dpoflow.judge.verdict import settle
+from dpoflow.policy.answers import repeats
 from dpoflow.policy.generate import Answer
 
 GATES = GateConfig(heldout_rubric=0.0)
@@ -139,10 +143,21 @@ def test_identical_answers_are_ties_and_swapping_the_sides_swaps_the_outcome() -
         {"checks": [{"kind": "word_count", "name": "long", "half": "judge", "min": 5, "max": 90}]}
     )
     judge, long, short = RubricJudge(rubric, half="all"), "one two three four five six", "one"
+    asked = [Message(role="user", content="q")]
 
-    assert outcome(judge, "q", long, long) == 0.5
-    assert outcome(judge, "q", long, short) == 1.0
-    assert outcome(judge, "q", short, long) == 0.0
+    def share(first: str, second: str) -> float | None:
+        return points(asyncio.run(judge.decide(asked, first, second)))
+
+    assert share(long, long) == 0.5
+    assert share(long, short) == 1.0
+    assert share(short, long) == 0.0
+
+
+def test_orders_that_disagree_count_half_and_what_cannot_be_read_counts_nothing() -> None:
+    first, unread = Said(choice="first"), Said(choice="invalid")
+
+    assert points(settle("judge", first, first)) == 0.5
+    assert points(settle("judge", first, unread)) is None
 
 
 def answer(text: str, *, finished: bool = True) -> Answer:

@@ -1,14 +1,23 @@
 """From candidates to pairs: what must follow the judge, and what must never become a pair."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Provenance, Source
+from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Source, Writer
 from dpoflow.contracts.rubric import Rubric
+from dpoflow.contracts.spec import SynthesizeConfig
 from dpoflow.judge.rubric import RubricJudge
+from dpoflow.judge.verdict import Choice, Judge, Outcome, Verdict, settle
 from dpoflow.policy.generate import Answer
-from dpoflow.synthesize.pairing import pair_by_judge, pair_with_reference
+from dpoflow.synthesize.candidates import Candidate
+from dpoflow.synthesize.length import balanced, length_bias
+from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge
 
-PROVENANCE = Provenance(generator="g", sampling="{}", seed=0, judge="rubric:test")
+WRITER = Writer(generator="g", sampling="{}", seed=0)
+RUBRIC = {"checks": [{"kind": "prose", "name": "prose", "half": "judge"}]}
 
 
 def prompt(reference: str | None = None) -> Prompt:
@@ -25,12 +34,41 @@ def likes(phrase: str, *, kind: str = "must_contain") -> RubricJudge:
     return RubricJudge(Rubric.model_validate({"checks": [check]}))
 
 
-def said(*texts: str, finished: bool = True) -> list[Answer]:
-    return [Answer(text=text, num_tokens=3, finished=finished) for text in texts]
+def said(*texts: str, finished: bool = True) -> list[Candidate]:
+    return [
+        Candidate(Answer(text=text, num_tokens=3, finished=finished), WRITER, "policy")
+        for text in texts
+    ]
 
 
-def judged(answers: list[Answer], judge: RubricJudge, min_margin: float = 0.1) -> object:
-    return pair_by_judge(prompt(), answers, judge, PROVENANCE, min_margin=min_margin)
+def ask(candidates: Sequence[Candidate], judge: Judge, **knobs: Any) -> Judged:
+    config = SynthesizeConfig.model_validate({"judge": {"rubric": RUBRIC}, **knobs})
+    return asyncio.run(pairs_by_judge(config, prompt(), candidates, judge))
+
+
+def judged(candidates: Sequence[Candidate], judge: Judge, min_margin: float = 0.1) -> object:
+    """The one pair, or why there is none."""
+    told = ask(candidates, judge, min_margin=min_margin)
+    return told.pairs[0] if told.pairs else told.reason
+
+
+class Marks:
+    """A judge that shows its answers to `says` in both orders, as a comparative judge must."""
+
+    id = "scripted"
+
+    def __init__(self, says: dict[str, float] | Choice) -> None:
+        self._says = says
+
+    async def decide(self, conversation: Sequence[Message], first: str, second: str) -> Outcome:
+        return settle(self.id, self._one(first, second), self._one(second, first))
+
+    def _one(self, first: str, second: str) -> Verdict:
+        if not isinstance(self._says, dict):
+            return Verdict(choice=self._says)
+        gap = self._says[first] - self._says[second]
+        choice: Choice = "tie" if gap == 0 else "first" if gap > 0 else "second"
+        return Verdict(choice=choice, margin=gap, rationale=f"{first} against {second}")
 
 
 def test_inverting_the_judge_inverts_the_pair() -> None:
@@ -78,7 +116,7 @@ def test_an_answer_that_was_cut_may_lose_without_an_end_and_never_wins() -> None
 
     assert isinstance(pair, PreferencePair)
     assert (pair.rejected.content, pair.rejected_ended) == ("No idea. And", False)
-    assert reverse == "tie"
+    assert reverse == "truncated"
 
 
 def test_a_margin_at_the_threshold_is_not_above_it() -> None:
@@ -89,16 +127,15 @@ def test_a_margin_at_the_threshold_is_not_above_it() -> None:
 
 
 def test_a_humans_answer_is_preferred_to_the_models_own_whatever_a_judge_would_say() -> None:
-    pair = pair_with_reference(prompt("A human wrote this."), said("A model did."), PROVENANCE)
+    (pair,) = pair_with_reference(prompt("A human wrote this."), said("A model did.")).pairs
 
-    assert isinstance(pair, PreferencePair)
     assert pair.chosen.content == "A human wrote this."
     assert pair.votes[0].annotator == "human"
     assert pair.slice == "delivery"
 
 
 def test_a_model_that_already_says_what_the_human_said_gives_no_pair() -> None:
-    assert pair_with_reference(prompt("Same."), said(" Same. "), PROVENANCE) == "identical"
+    assert pair_with_reference(prompt("Same."), said(" Same. ")).reason == "identical"
 
 
 def test_a_pair_says_who_judged_and_by_how_much() -> None:
@@ -106,6 +143,113 @@ def test_a_pair_says_who_judged_and_by_how_much() -> None:
 
     assert isinstance(pair, PreferencePair)
     assert pair.margin == 1.0
-    assert pair.votes[0].annotator == "rubric:test"
+    assert pair.votes[0].annotator == likes("way").id
     assert pair.votes[0].rationale == "1.00 against 0.00: likes +1.00"
-    assert pair.provenance == PROVENANCE
+    assert pair.provenance is not None
+    assert (pair.provenance.chosen, pair.provenance.rejected) == (WRITER, WRITER)
+    assert pair.provenance.judge == likes("way").id
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [("first", "inconsistent"), ("second", "inconsistent"), ("tie", "tie"), ("invalid", "invalid")],
+)
+def test_a_judge_that_goes_by_the_order_or_says_nothing_makes_no_pair(
+    choice: Choice, reason: str
+) -> None:
+    told = ask(said("One.", "Two.", "Three."), Marks(choice))
+
+    assert told.pairs == ()
+    assert told.reason == reason
+    assert {each.outcome.label for each in told.compared} == {reason}
+    assert len(told.compared) == 3, "every two candidates were compared, and are kept for audit"
+
+
+def test_a_pair_of_a_comparative_judge_holds_both_orders_seen_from_its_winner() -> None:
+    (pair,) = ask(said("bad", "good"), Marks({"good": 0.9, "bad": 0.2})).pairs
+
+    assert (pair.chosen.content, pair.rejected.content) == ("good", "bad")
+    assert [(vote.order, vote.verdict) for vote in pair.votes] == [
+        ("chosen_first", "chosen"),
+        ("rejected_first", "chosen"),
+    ]
+    assert pair.margin == pytest.approx(0.7)
+
+
+MARKS = {"a": 0.9, "b": 0.8, "c": 0.48, "d": 0.1}
+
+
+def texts(told: Judged) -> list[tuple[str, str]]:
+    return [(pair.chosen.content, pair.rejected.content) for pair in told.pairs]
+
+
+def test_each_strategy_makes_the_pairs_of_its_name() -> None:
+    answers = said("c", "a", "d", "b")
+
+    def made(**knobs: Any) -> list[tuple[str, str]]:
+        return texts(ask(answers, Marks(MARKS), min_margin=0.25, **knobs))
+
+    assert made() == [("a", "d")]
+    assert made(strategy="all_above_margin", max_pairs=9) == [  # by hand: gaps above 0.25
+        ("a", "d"),
+        ("b", "d"),
+        ("a", "c"),
+        ("c", "d"),
+        ("b", "c"),
+    ]
+    assert made(strategy="all_above_margin", max_pairs=2) == [("a", "d"), ("b", "d")]
+    drawn = {made(strategy="best_vs_random_lower", seed=seed)[0] for seed in range(40)}
+    assert drawn == {("a", "c"), ("a", "d")}, "a leads b by no more than the margin"
+
+
+def test_inverting_a_comparative_judge_inverts_every_pair() -> None:
+    upside_down = Marks({text: -mark for text, mark in MARKS.items()})
+    knobs = {"strategy": "all_above_margin", "max_pairs": 9}
+
+    upright = texts(ask(said(*MARKS), Marks(MARKS), **knobs))
+    inverted = texts(ask(said(*MARKS), upside_down, **knobs))
+
+    assert sorted(upright) == sorted((rejected, chosen) for chosen, rejected in inverted)
+
+
+@pytest.mark.parametrize(
+    ("text", "drop", "why"),
+    [
+        ("I'm sorry, but I can't help with that.", ("refusal",), "refusal"),
+        ("As an AI language model, I have no parcel.", ("refusal",), "refusal"),
+        ("Sorry for the wait! It ships today.", ("refusal",), None),
+        ("I cannotate it.", ("refusal",), None),
+        ("so it goes on " * 5, ("repeating",), "repeating"),
+        ("I'm sorry, but I can't help with that.", (), None),
+    ],
+)
+def test_what_the_spec_drops_is_set_aside_before_a_judge_sees_it(
+    text: str, drop: tuple[str, ...], why: str | None
+) -> None:
+    told = ask(said("Fine.", text), Marks({"Fine.": 1.0, text: 0.0}), drop=drop)
+
+    assert told.aside == (None, why)
+    assert bool(told.pairs) == (why is None)
+
+
+def test_length_bias_is_told_with_its_interval_and_taken_out_on_request() -> None:
+    long = [pair_of("a long answer", "short", margin) for margin in (0.9, 0.5, 0.7)]
+    short = [pair_of("brief", "a long answer", 0.3)]
+
+    bias = length_bias([*long, *short])
+    assert bias is not None
+    assert bias.chosen_longer == 0.75
+    # Clopper and Pearson's interval of 3 in 4, from the beta distribution's quantiles.
+    assert (bias.low, bias.high) == pytest.approx((0.1941, 0.9937), abs=1e-4)
+    assert balanced([*long, *short]) == [long[0], *short], "the largest margin stays"
+
+
+def pair_of(chosen: str, rejected: str, margin: float) -> PreferencePair:
+    asked = Message(role="user", content=f"{chosen} {margin}?")
+    return PreferencePair(
+        prompt=(asked,),
+        chosen=Message(role="assistant", content=chosen),
+        rejected=Message(role="assistant", content=rejected),
+        margin=margin,
+        source=Source(dataset="test", row="1"),
+    )

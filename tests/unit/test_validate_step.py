@@ -19,6 +19,7 @@ from dpoflow.contracts.pairs import (
     Prompt,
     Provenance,
     Source,
+    Writer,
     read_parquet,
     write_parquet,
 )
@@ -378,7 +379,9 @@ def made(
         label=label,
         margin=0.5,
         source=Source(dataset="ask", row="ask.jsonl:1"),
-        provenance=Provenance(generator="g", sampling="{}", seed=0, judge="j")
+        provenance=Provenance(
+            chosen=None, rejected=Writer(generator="g", sampling="{}", seed=0), judge="j"
+        )
         if provenance
         else None,
         split=split,

@@ -53,16 +53,26 @@ class Source(Contract):
     licence: str = "unknown"
 
 
-class Provenance(Contract):
-    """How a synthetic text came to be; absent for pairs that arrived whole."""
+class Writer(Contract):
+    """What wrote an answer."""
 
     generator: str
-    """Digest of the model that wrote the candidates."""
+    """Digest of the model's files, or the model's name at its endpoint."""
     sampling: str
-    """Canonical JSON of temperature, top_p, max_new_tokens."""
+    """Canonical JSON of how it was sampled, a system message of its own included."""
     seed: int
+
+
+class Provenance(Contract):
+    """How a synthetic pair came to be; absent for pairs that arrived whole."""
+
+    chosen: Writer | None
+    """None where a human wrote it."""
+    rejected: Writer
     judge: str
-    """Id of the judge, with the digest of its rubric or template."""
+    """Id of the judge, with the digest of its rubric or template; `human` where a human wrote."""
+    requests: tuple[str, ...] = ()
+    """Keys of the requests that its verdicts came from, in the store of answers."""
 
 
 class Quality(Contract):
@@ -187,7 +197,9 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
         ]
     else:
         vote = [("annotator", text), ("order", text), ("verdict", text), ("score", real)]
-        provenance = [("generator", text), ("sampling", text), ("seed", whole), ("judge", text)]
+        writer = pa.struct([("generator", text), ("sampling", text), ("seed", whole)])
+        provenance = [("chosen", writer), ("rejected", writer), ("judge", text)]
+        provenance += [("requests", pa.list_(text))]
         fields = [
             ("schema_version", whole),
             ("pair_id", text),

@@ -70,6 +70,27 @@ class ValidateResult(Contract):
     pairs_digest: str
 
 
+class LengthBias(Contract):
+    """How often the chosen answer of a pair is the longer one."""
+
+    chosen_longer: float
+    """Share of the pairs whose answers differ in length; 0.5 is no bias."""
+    low: float
+    high: float
+    """Its 95% interval."""
+    n: int
+    length_ratio: float
+    """Geometric mean of chosen over rejected, in characters."""
+
+
+class Cost(Contract):
+    """What one model behind an endpoint was asked and paid."""
+
+    requests: int
+    tokens: int
+    money: float
+
+
 class SynthesizeResult(Contract):
     """What became of the prompts."""
 
@@ -78,6 +99,18 @@ class SynthesizeResult(Contract):
     num_pairs: int
     not_pairs: dict[str, int]
     """Why a prompt gave no pair, to how many."""
+    left_out: int = 0
+    """Pairs that `balance_length` left out."""
+    set_aside: dict[str, int] = {}
+    """Why a candidate was not judged, to how many."""
+    outcomes: dict[str, int] = {}
+    """Comparisons by what the judge made of them: preferred, tie, inconsistent, invalid."""
+    length_bias: LengthBias | None = None
+    """Of judged pairs."""
+    cost: dict[str, Cost] = {}
+    """By model, earlier attempts of this step included."""
+    stopped_by: str | None = None
+    """The budget that was reached."""
 
 
 class TrainResult(Contract):

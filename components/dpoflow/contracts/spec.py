@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
+from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, JudgeConfig, rubrics_in
 from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
-from dpoflow.contracts.rubric import Rubric
 
 FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
 ROLES = ("base", "init", "champion")
@@ -82,14 +82,6 @@ class DataConfig(ValidateConfig):
     `models:/NAME/VERSION` for the pairs that a version was trained on."""
 
 
-class JudgeConfig(Contract):
-    """Who decides which of two answers is better."""
-
-    kind: Literal["rubric"] = "rubric"
-    rubric: Rubric
-    """Checkable constraints, inline or the path of a YAML file that holds them."""
-
-
 class SamplingConfig(Contract):
     """How answers are drawn from a model."""
 
@@ -103,27 +95,78 @@ class SamplingConfig(Contract):
     """Prompts that are generated together."""
 
 
+class GeneratorConfig(Contract):
+    """One writer of candidates."""
+
+    name: str = Field("policy", pattern=r"^[a-z][a-z0-9_-]{0,40}$")
+    """What reports call it."""
+    endpoint: EndpointConfig | None = None
+    """A model behind a server; None is the model that training starts from, in process."""
+    candidates: int = Field(4, ge=1, le=64)
+    """For each training prompt."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.9)
+    system: str | None = Field(None, min_length=1)
+    """A system message for sampling alone, in place of the prompt's: pairs do not hold it."""
+
+
 class SynthesizeConfig(Contract):
-    """Making pairs: candidates from the model itself, judged."""
+    """Making pairs: candidates are sampled, and a judge chooses."""
 
     enabled: bool = True
     """Off, the step yields no pair and the model is not loaded."""
     candidates: int = Field(4, ge=1, le=64)
     """Candidates for each training prompt."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.9)
+    generators: tuple[GeneratorConfig, ...] = ()
+    """Several writers; each brings its own `candidates` and `sampling`. The first also answers
+    beside a human's answer."""
+    drop: tuple[Literal["truncated", "repeating", "refusal"], ...] = ()
+    """Candidates that are set aside before they are judged, beside empty and identical ones. One
+    that was cut at the limit and stays may lose a comparison; it never wins one."""
     judge: JudgeConfig | None = None
     """Judges candidates of prompts that have no human answer. Needed when enabled."""
+    strategy: Literal["best_vs_worst", "best_vs_random_lower", "all_above_margin"] = "best_vs_worst"
+    """Which comparisons make pairs."""
+    max_pairs: int = Field(1, ge=1)
+    """Of one prompt; more than one needs strategy all_above_margin."""
     min_margin: float = Field(0.1, ge=0, le=1)
-    """Best and worst candidate must differ by more than this score to make a pair."""
+    """The winner must lead by more than this share of the judge's scale, where it gives numbers."""
+    balance_length: bool = False
+    """Leave pairs out until the chosen answer is as often the longer as the shorter one."""
+    budget: BudgetConfig = BudgetConfig()
+    """What endpoints may cost, generators and judge together."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _needs_a_judge(self) -> Self:
         if self.enabled and self.judge is None:
             raise ValueError("needs a judge: set synthesize.judge, or synthesize.enabled: false")
-        if self.judge and all(check.half == "heldout" for check in self.judge.rubric.checks):
-            raise ValueError("every check of its rubric is held out: give some `half: judge`")
+        for config in rubrics_in(self.judge):
+            if all(check.half == "heldout" for check in config.rubric.checks):
+                raise ValueError("every check of its rubric is held out: give some `half: judge`")
         return self
+
+    @model_validator(mode="after")
+    def _every_knob_is_used(self) -> Self:
+        names = [generator.name for generator in self.generators]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"generators need names of their own, got twice: {', '.join(twice)}")
+        for knob in ("candidates", "sampling"):
+            if self.generators and getattr(self, knob) != type(self).model_fields[knob].default:
+                raise ValueError(f"{knob} is not used beside generators; give it to each of them")
+        if self.max_pairs > 1 and self.strategy != "all_above_margin":
+            raise ValueError(
+                f"max_pairs {self.max_pairs} is not used by strategy {self.strategy}; set "
+                "strategy: all_above_margin"
+            )
+        return self
+
+    @property
+    def writers(self) -> tuple[GeneratorConfig, ...]:
+        """Who writes candidates, `generators` or the policy alone."""
+        if self.generators:
+            return self.generators
+        return (GeneratorConfig(candidates=self.candidates, sampling=self.sampling),)
 
 
 class LoraConfig(Contract):

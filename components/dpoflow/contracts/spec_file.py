@@ -106,7 +106,7 @@ def _lay_over(base: dict[str, Any], top: dict[str, Any]) -> None:
 
 
 def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths made absolute, rubric files read in."""
+    """Paths made absolute, rubrics and templates read in."""
     train, data = tree.get("train"), tree.get("data")
     for section, key in ((tree, "model"), (train, "init"), (train, "reference")):
         if isinstance(section, dict) and isinstance(section.get(key), str):
@@ -118,9 +118,27 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
                 source["uri"] = _absolute(source["uri"], folder)
     for section in ("synthesize", "evaluate"):
         judge = tree[section].get("judge") if isinstance(tree.get(section), dict) else None
-        if isinstance(judge, dict) and isinstance(judge.get("rubric"), str):
-            judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
+        seats = judge.get("seats") if isinstance(judge, dict) else None
+        seated = [seat.get("judge") for seat in seats or () if isinstance(seat, dict)]
+        for each in (judge, *seated):
+            _read_in(each, folder)
     return tree
+
+
+def _read_in(judge: Any, folder: Path) -> None:
+    """What a judge names by path: a rubric, a template."""
+    if not isinstance(judge, dict):
+        return
+    if isinstance(judge.get("rubric"), str):
+        judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
+    if isinstance(judge.get("template"), str):
+        path = Path(_absolute(judge["template"], folder))
+        try:
+            judge["template"] = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"the judge's template {path} cannot be read ({error}); name a text file"
+            ) from None
 
 
 def _absolute(uri: str, folder: Path) -> str:
@@ -175,7 +193,12 @@ def sentence(error: ErrorDetails) -> str:
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in loc)
+    return ".".join(str(part) for part in _without_kinds(loc))
+
+
+def _without_kinds(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """`loc` without the kind that pydantic names after a judge."""
+    return tuple(part for at, part in enumerate(loc) if at == 0 or loc[at - 1] != "judge")
 
 
 def _nearest(name: str) -> str:
@@ -192,7 +215,7 @@ def _nearest(name: str) -> str:
 
 
 def _known_keys(node: dict[str, Any], root: dict[str, Any], prefix: str) -> Iterator[str]:
-    for given in (node, *node.get("anyOf", ()), *node.get("allOf", ())):
+    for given in (node, *node.get("anyOf", ()), *node.get("allOf", ()), *node.get("oneOf", ())):
         option = root["$defs"][given["$ref"].rpartition("/")[2]] if "$ref" in given else given
         for key, child in option.get("properties", {}).items():
             yield f"{prefix}{key}"
@@ -202,7 +225,7 @@ def _known_keys(node: dict[str, Any], root: dict[str, Any], prefix: str) -> Iter
 def _where(loc: tuple[int | str, ...], tree: Any, path: Path) -> str:
     """File and line of the deepest part of `loc` that the file holds."""
     line, node = None, tree
-    for part in loc:
+    for part in _without_kinds(loc):
         if isinstance(node, CommentedMap) and part in node:
             line = node.lc.key(part)[0] + 1
         elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):

@@ -5,16 +5,16 @@ Gives   `Comparison` of one prompt, `measures` over all of them
 Not     intervals (statistics.py), gates (decide.py)
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from math import exp
 from statistics import median
 
 from dpoflow.contracts.base import Contract
+from dpoflow.contracts.rubric import Rubric
 from dpoflow.judge.rubric import RubricJudge
+from dpoflow.judge.verdict import Outcome
+from dpoflow.policy.answers import repeats
 from dpoflow.policy.generate import Answer
-
-_PHRASE, _TIMES = 4, 3
 
 
 class Comparison(Contract):
@@ -26,7 +26,7 @@ class Comparison(Contract):
     base: str
     candidate: str
     outcome: float | None
-    """1 the candidate won, 0 it lost, 0.5 a tie; None without a judge."""
+    """1 the candidate won, 0 it lost, 0.5 a tie; None without a judge or a readable verdict."""
     base_scores: dict[str, float] = {}
     candidate_scores: dict[str, float] = {}
     """Check to mark."""
@@ -34,19 +34,24 @@ class Comparison(Contract):
     """Mean mark of the checks kept out of training, candidate minus base."""
 
 
-def repeats(text: str) -> bool:
-    """Whether some run of four words occurs more than three times."""
-    words = text.split()
-    runs = Counter(tuple(words[i : i + _PHRASE]) for i in range(len(words) - _PHRASE + 1))
-    return bool(runs) and max(runs.values()) > _TIMES
+def points(outcome: Outcome) -> float | None:
+    """The first answer's share of one comparison: ties and disagreement between orders count half.
+
+    None where the judge's verdict could not be read: that is no comparison.
+    """
+    if outcome.label == "invalid":
+        return None
+    return {"first": 1.0, "second": 0.0, None: 0.5}[outcome.winner]
 
 
-def outcome(judge: RubricJudge, question: str, candidate: str, base: str) -> float:
-    """The candidate's share of one comparison, ties half, the mean of both orders."""
-    points = {"first": 1.0, "tie": 0.5, "second": 0.0}
-    forward = points[judge.compare(question, candidate, base).verdict]
-    backward = 1.0 - points[judge.compare(question, base, candidate).verdict]
-    return (forward + backward) / 2
+def unseen_difference(
+    rubric: Rubric | None, question: str, candidate: str, base: str
+) -> float | None:
+    """By how much the candidate scores higher on checks kept out of training, if there are any."""
+    if rubric is None or all(check.half != "heldout" for check in rubric.checks):
+        return None
+    unseen = RubricJudge(rubric, half="heldout")
+    return unseen.score(question, candidate).total - unseen.score(question, base).total
 
 
 def perplexity(negative_log_likelihoods: Sequence[tuple[float, int]]) -> float:

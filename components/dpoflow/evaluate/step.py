@@ -5,6 +5,7 @@ Gives   decision.json, answers.jsonl with every comparison, answers.html for peo
 Not     what follows from the verdict: register and the reviewer
 """
 
+import asyncio
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,21 +15,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.judges import RubricJudgeConfig
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
 from dpoflow.contracts.results import Decision, EvaluateResult, Interval
 from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.endpoints.stream import in_order
 from dpoflow.evaluate.decide import decide
 from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,
     length_ratio,
-    outcome,
     perplexity,
-    repeats,
+    points,
+    unseen_difference,
 )
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
+from dpoflow.judge.build import ahead_of, build, servers
 from dpoflow.judge.rubric import RubricJudge
+from dpoflow.judge.verdict import Outcome
+from dpoflow.policy.answers import repeats
 from dpoflow.policy.dtype import choose
 from dpoflow.policy.generate import Answer, generate, has_room
 from dpoflow.policy.load import load
@@ -68,7 +74,7 @@ def run(
     prompts = _prompts(heldout, config.max_prompts)
     pairs = list(read_parquet(heldout / "pairs.parquet", PreferencePair))
     seen = _ask_both(config, model, policy, prompts, pairs, state)
-    compared = _compare(config, seen)
+    compared = asyncio.run(_compare(config, seen, state))
     document = _decide(config, compared, seen, manifests=(model, policy, heldout))
     write_jsonl(compared, decision / "answers.jsonl")
     write_text(decision / "answers.html", answers_page(document, compared))
@@ -170,31 +176,52 @@ def _encoded(
     return [pair for pair in encoded if isinstance(pair, EncodedPair)]
 
 
-def _compare(config: EvaluateConfig, seen: _Answers) -> list[Comparison]:
-    rubric = config.judge.rubric if config.judge else None
-    judge = RubricJudge(rubric, half="all") if rubric else None
-    has_heldout = rubric is not None and any(check.half == "heldout" for check in rubric.checks)
-    unseen = RubricJudge(rubric, half="heldout") if rubric and has_heldout else None
-    compared = []
-    for prompt, base, candidate in zip(seen.prompts, seen.base, seen.candidate, strict=True):
-        question = prompt.prompt[-1].content
-        compared.append(
-            Comparison(
-                prompt_id=prompt.prompt_id,
-                slice=prompt.slice,
-                question=question,
-                base=base.text,
-                candidate=candidate.text,
-                outcome=outcome(judge, question, candidate.text, base.text) if judge else None,
-                base_scores=judge.score(question, base.text).by_check if judge else {},
-                candidate_scores=judge.score(question, candidate.text).by_check if judge else {},
-                heldout_difference=unseen.score(question, candidate.text).total
-                - unseen.score(question, base.text).total
-                if unseen
-                else None,
-            )
-        )
+async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> list[Comparison]:
+    """Every prompt's two answers, the candidate's first, as the judge sees them in both orders."""
+    compared: list[Comparison] = []
+    triples = zip(seen.prompts, seen.candidate, seen.base, strict=True)
+    if config.judge is None:
+        return [_comparison(config, *triple, None) for triple in triples]
+    async with servers(state.root / "answers.sqlite", state.folder.name) as at:
+        judge = await build(config.judge, at, half="all")
+
+        async def work(triple: tuple[Prompt, Answer, Answer]) -> Comparison:
+            prompt, candidate, base = triple
+            outcome = await judge.decide(prompt.prompt, candidate.text, base.text)
+            return _comparison(config, *triple, outcome)
+
+        async for each in in_order(triples, work, ahead=ahead_of(config.judge)):
+            compared.append(each)
+            state.events.progress("judging", len(compared), len(seen.prompts), unit="prompts")
     return compared
+
+
+def _comparison(
+    config: EvaluateConfig,
+    prompt: Prompt,
+    candidate: Answer,
+    base: Answer,
+    outcome: Outcome | None,
+) -> Comparison:
+    question = prompt.prompt[-1].content
+    rubric = config.judge.rubric if isinstance(config.judge, RubricJudgeConfig) else None
+
+    def scores(answer: Answer) -> dict[str, float]:
+        return (
+            RubricJudge(rubric, half="all").score(question, answer.text).by_check if rubric else {}
+        )
+
+    return Comparison(
+        prompt_id=prompt.prompt_id,
+        slice=prompt.slice,
+        question=question,
+        base=base.text,
+        candidate=candidate.text,
+        outcome=points(outcome) if outcome else None,
+        base_scores=scores(base),
+        candidate_scores=scores(candidate),
+        heldout_difference=unseen_difference(rubric, question, candidate.text, base.text),
+    )
 
 
 def _decide(

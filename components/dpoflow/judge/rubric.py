@@ -5,11 +5,14 @@ Gives   `score` for one check, `RubricJudge` for one half of a rubric or all of 
 Not     the checks' definitions (contracts/rubric.py), nor swapping a pair's order
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.rubric import (
     Check,
     EndsCleanly,
@@ -25,6 +28,7 @@ from dpoflow.contracts.rubric import (
     Rubric,
     WordCount,
 )
+from dpoflow.judge.verdict import Outcome, Verdict, unordered
 
 # A pattern of a rubric sees no more than this: what it costs can grow with the cube of its text.
 TEXT_LIMIT = 2000
@@ -179,6 +183,7 @@ class RubricJudge:
     """Scores answers by one half of a rubric, or by all of it."""
 
     def __init__(self, rubric: Rubric, half: Literal["judge", "heldout", "all"] = "judge") -> None:
+        self.id = identify(rubric)
         self.checks = [check for check in rubric.checks if half in ("all", check.half)]
         if not self.checks:
             raise ValueError(
@@ -187,8 +192,14 @@ class RubricJudge:
         self.enough_words = rubric.enough_words
         self.tie_margin = rubric.tie_margin
 
+        # Each answer meets all the others: it is marked once.
+        self._score = functools.lru_cache(maxsize=512)(self._mark)
+
     def score(self, prompt: str, answer: str) -> Score:
         """Every check's mark and their weighted mean."""
+        return self._score(prompt, answer)
+
+    def _mark(self, prompt: str, answer: str) -> Score:
         by_check = {check.name: score(check, prompt, answer) for check in self.checks}
         weight = sum(check.weight for check in self.checks)
         mean = sum(check.weight * by_check[check.name] for check in self.checks) / weight
@@ -201,3 +212,22 @@ class RubricJudge:
         if abs(margin) <= self.tie_margin:
             return Comparison("tie", margin)
         return Comparison("first" if margin > 0 else "second", margin)
+
+    async def decide(self, conversation: Sequence[Message], first: str, second: str) -> Outcome:
+        """The same as an outcome: each answer is scored alone, so there is no order to swap."""
+        question = conversation[-1].content
+        choice, margin = self.compare(question, first, second)
+        scores = self.score(question, first), self.score(question, second)
+        told = Verdict(choice=choice, margin=margin, rationale=_rationale(*scores))
+        return unordered(self.id, told)
+
+
+def identify(rubric: Rubric) -> str:
+    """Names a rubric so that a changed check is another judge."""
+    return f"rubric:{sha256_json(rubric)[:16]}"
+
+
+def _rationale(first: Score, second: Score) -> str:
+    gaps = {name: first.by_check[name] - second.by_check[name] for name in first.by_check}
+    told = [f"{name} {gap:+.2f}" for name, gap in sorted(gaps.items()) if abs(gap) >= 0.01]
+    return f"{first.total:.2f} against {second.total:.2f}: {', '.join(told)}"

@@ -1,44 +1,65 @@
-"""The synthesize step: candidates from the policy itself, judged, made into pairs.
+"""The synthesize step: candidates from one or several writers, judged, made into pairs.
 
-Reads   prompts (validate), the pinned model (snapshot)
-Gives   pairs.parquet, and candidates.jsonl with every candidate and its score, for audit
+Reads   prompts (validate), the pinned model (snapshot), endpoints that the spec names
+Gives   pairs.parquet; candidates.jsonl and comparisons.jsonl, all that was said, for audit
 Not     which pairs reach training: the merge checks them like any others
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dpoflow.contracts import manifest
-from dpoflow.contracts.base import Contract, canonical_json, sha256_json
+from dpoflow.contracts.base import Contract
 from dpoflow.contracts.pairs import (
+    Label,
     PreferencePair,
     Prompt,
-    Provenance,
+    Vote,
+    Writer,
     read_parquet,
     write_jsonl,
     write_parquet,
 )
-from dpoflow.contracts.results import SynthesizeResult
-from dpoflow.contracts.spec import JudgeConfig, SynthesizeConfig
-from dpoflow.judge.rubric import RubricJudge
-from dpoflow.policy.dtype import choose
-from dpoflow.policy.generate import Answer, generate, has_room
-from dpoflow.policy.load import load
+from dpoflow.contracts.results import Cost, SynthesizeResult
+from dpoflow.contracts.spec import SynthesizeConfig
+from dpoflow.endpoints.budget import Exhausted
+from dpoflow.endpoints.stream import in_order
+from dpoflow.judge.build import Servers, ahead_of, build, servers
+from dpoflow.judge.verdict import Judge
 from dpoflow.state.step import StepState
-from dpoflow.synthesize.pairing import pair_by_judge, pair_with_reference
+from dpoflow.synthesize.candidates import Asked, Candidate, Missing, wanted, write_candidates
+from dpoflow.synthesize.length import balanced, length_bias
+from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge, vote
 
 
-class Candidate(Contract):
+class CandidateLine(Contract):
     """One sampled answer and what became of it: a line of candidates.jsonl."""
 
     prompt_id: str
+    place: int
+    """Among the prompt's candidates."""
     slice: str
+    writer: Writer
     text: str
     num_tokens: int
     finished: bool
-    score: float | None
-    """The judge's total, where a judge was asked."""
+    set_aside: str | None
+    """Why it was not judged."""
+    lead: float | None
+    """Mean lead over the prompt's other candidates, where a judge compared them."""
+
+
+class ComparisonLine(Contract):
+    """One comparison: a line of comparisons.jsonl. `chosen` is the first of the two here."""
+
+    prompt_id: str
+    first: int
+    second: int
+    """Places among the prompt's candidates."""
+    label: Label
+    margin: float | None
+    votes: tuple[Vote, ...]
 
 
 def run(
@@ -49,104 +70,140 @@ def run(
         write_parquet([], PreferencePair, pairs / "pairs.parquet")
         state.events.say("switched off in the spec: no pair is made")
         return SynthesizeResult(num_prompts=0, num_candidates=0, num_pairs=0, not_pairs={})
-    assert config.judge is not None  # the spec refuses this
-    asked = [
-        prompt
-        for prompt in read_parquet(prompts / "prompts.parquet", Prompt)
-        if prompt.split == "train" or prompt.reference is not None
-    ]
-    groups = _sample(config, asked, model, state)
-    provenance = Provenance(
-        generator=manifest.read(model).digest,
-        sampling=canonical_json(config.sampling),
-        seed=config.seed,
-        judge=judge_id(config.judge),
+    asked = wanted(
+        config,
+        [
+            prompt
+            for prompt in read_parquet(prompts / "prompts.parquet", Prompt)
+            if prompt.split == "train" or prompt.reference is not None
+        ],
     )
-    judge = RubricJudge(config.judge.rubric, half="judge")
-    made, reasons = list[PreferencePair](), Counter[str]()
-    for prompt, answers in zip(asked, groups, strict=True):
-        if not answers:
-            reasons["too_long"] += 1
-            continue
-        pair = (
-            pair_by_judge(prompt, answers, judge, provenance, min_margin=config.min_margin)
-            if prompt.reference is None
-            else pair_with_reference(prompt, answers, provenance)
-        )
-        if isinstance(pair, PreferencePair):
-            made.append(pair)
-        else:
-            reasons[pair] += 1
+    return asyncio.run(_run(config, asked, model, pairs, state))
+
+
+async def _run(
+    config: SynthesizeConfig, asked: Sequence[Asked], model: Path, pairs: Path, state: StepState
+) -> SynthesizeResult:
+    kept = state.root / "answers.sqlite"
+    async with servers(kept, state.folder.name, config.budget) as at:
+        groups = await write_candidates(config, asked, model, at, state)
+        judged = await _judge(config, asked, groups, at, state)
+        cost = {name: Cost(**spent._asdict()) for name, spent in at.cache.spent().items()}
+        stopped_by = at.budget.exhausted
+    made = [pair for each in judged for pair in each.pairs]
+    left = balanced(made) if config.balance_length else made
     write_parquet(
-        sorted(made, key=lambda pair: pair.pair_id), PreferencePair, pairs / "pairs.parquet"
+        sorted(left, key=lambda pair: pair.pair_id), PreferencePair, pairs / "pairs.parquet"
     )
-    num_candidates = write_jsonl(_audit(asked, groups, judge), pairs / "candidates.jsonl")
-    assert len(made) + sum(reasons.values()) == len(asked)
-    told = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-    state.events.say(
-        f"{len(made)} pairs from {len(asked)} prompts" + (f" ({told})" if told else "")
-    )
-    return SynthesizeResult(
+    num_candidates = write_jsonl(_candidates(asked, groups, judged), pairs / "candidates.jsonl")
+    write_jsonl(_comparisons(asked, judged), pairs / "comparisons.jsonl")
+    result = SynthesizeResult(
         num_prompts=len(asked),
         num_candidates=num_candidates,
-        num_pairs=len(made),
-        not_pairs=dict(sorted(reasons.items())),
+        num_pairs=len(left),
+        not_pairs=_counts(each.reason for each in judged),
+        left_out=len(made) - len(left),
+        set_aside=_counts(why for each in judged for why in each.aside),
+        outcomes=_counts(one.outcome.label for each in judged for one in each.compared),
+        length_bias=length_bias([pair for pair in left if _is_judged(pair)]),
+        cost=cost,
+        stopped_by=stopped_by,
     )
+    assert sum(bool(each.pairs) for each in judged) + sum(result.not_pairs.values()) == len(asked)
+    for sentence in _told(result):
+        state.events.say(sentence)
+    return result
 
 
-def judge_id(judge: JudgeConfig) -> str:
-    """Names a judge so that a changed rubric is another judge."""
-    return f"{judge.kind}:{sha256_json(judge.rubric)[:16]}"
+def _counts(reasons: Iterator[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
 
 
-def _sample(
-    config: SynthesizeConfig, asked: list[Prompt], model: Path, state: StepState
-) -> list[list[Answer]]:
-    """The candidates of each prompt: one beside a human's answer, else as many as the spec says.
+def _is_judged(pair: PreferencePair) -> bool:
+    return pair.provenance is not None and pair.provenance.chosen is not None
 
-    A prompt that leaves no room for an answer has none.
-    """
-    if not asked:
-        return []
-    policy, tokenizer = load(model)
-    dtype = choose("auto", policy, remember=state.root / "dtype.json")
-    counts = [
-        (1 if prompt.reference is not None else config.candidates)
-        * has_room(policy, tokenizer, prompt.prompt, config.sampling)
-        for prompt in asked
-    ]
-    turns = [
-        prompt.prompt for prompt, count in zip(asked, counts, strict=True) for _ in range(count)
-    ]
-    state.events.say(f"sampling {len(turns)} candidates for {len(asked)} prompts")
-    answers = iter(
-        generate(
-            policy,
-            tokenizer,
-            turns,
-            config.sampling,
-            seed=config.seed,
-            dtype=dtype,
-            store=state.work / "candidates.jsonl",
-            events=state.events,
-            phase="sampling",
+
+async def _judge(
+    config: SynthesizeConfig,
+    asked: Sequence[Asked],
+    groups: Sequence[list[Candidate] | Missing],
+    at: Servers,
+    state: StepState,
+) -> list[Judged]:
+    assert config.judge is not None  # the spec refuses this
+    judge = await build(config.judge, at)
+    judged = list[Judged]()
+
+    async def work(one: tuple[Asked, list[Candidate] | Missing]) -> Judged:
+        return await _judge_one(config, one[0].prompt, one[1], judge)
+
+    couples = zip(asked, groups, strict=True)
+    async for each in in_order(couples, work, ahead=ahead_of(config.judge)):
+        judged.append(each)
+        state.events.progress("judging", len(judged), len(asked), unit="prompts")
+    return judged
+
+
+async def _judge_one(
+    config: SynthesizeConfig, prompt: Prompt, candidates: list[Candidate] | Missing, judge: Judge
+) -> Judged:
+    if isinstance(candidates, str):
+        return Judged((), candidates, (), ())
+    if prompt.reference is not None:
+        return pair_with_reference(prompt, candidates)
+    try:
+        return await pairs_by_judge(config, prompt, candidates, judge)
+    except Exhausted:
+        return Judged((), "over_budget", (None,) * len(candidates), ())
+
+
+def _told(result: SynthesizeResult) -> Iterator[str]:
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
+
+    none = f" ({listed(result.not_pairs)})" if result.not_pairs else ""
+    yield f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts{none}"
+    if result.outcomes.keys() - {"preferred"}:
+        yield f"comparisons: {listed(result.outcomes)}"
+    bias = result.length_bias
+    if bias:
+        yield (
+            f"the chosen answer is the longer one in {bias.chosen_longer:.0%} of judged pairs "
+            f"[{bias.low:.0%}, {bias.high:.0%}]"
         )
-    )
-    return [[next(answers) for _ in range(count)] for count in counts]
+    for model, cost in result.cost.items():
+        yield f"{model}: {cost.requests:,} requests, {cost.tokens:,} tokens, {cost.money:,.2f} paid"
+    if result.stopped_by:
+        yield f"stopped asking: {result.stopped_by}"
 
 
-def _audit(
-    asked: list[Prompt], groups: list[list[Answer]], judge: RubricJudge
-) -> Iterator[Candidate]:
-    for prompt, answers in zip(asked, groups, strict=True):
-        question = prompt.prompt[-1].content
-        for answer in answers:
-            judged = prompt.reference is None
-            yield Candidate(
+def _candidates(
+    asked: Sequence[Asked], groups: Sequence[list[Candidate] | Missing], judged: Sequence[Judged]
+) -> Iterator[CandidateLine]:
+    for (prompt, _), group, result in zip(asked, groups, judged, strict=True):
+        lead = result.leads()
+        for place, candidate in enumerate(group if isinstance(group, list) else ()):
+            yield CandidateLine(
                 prompt_id=prompt.prompt_id,
+                place=place,
                 slice=prompt.slice,
-                text=answer.text,
-                num_tokens=answer.num_tokens,
-                finished=answer.finished,
-                score=judge.score(question, answer.text).total if judged else None,
+                writer=candidate.writer,
+                text=candidate.answer.text,
+                num_tokens=candidate.answer.num_tokens,
+                finished=candidate.answer.finished,
+                set_aside=result.aside[place],
+                lead=lead.get(place),
+            )
+
+
+def _comparisons(asked: Sequence[Asked], judged: Sequence[Judged]) -> Iterator[ComparisonLine]:
+    for (prompt, _), result in zip(asked, judged, strict=True):
+        for each in result.compared:
+            yield ComparisonLine(
+                prompt_id=prompt.prompt_id,
+                first=each.first,
+                second=each.second,
+                label=each.outcome.label,
+                margin=each.outcome.margin,
+                votes=tuple(vote(ballot) for ballot in each.outcome.ballots),
             )

@@ -141,7 +141,7 @@ def _columns(row: PreferencePair | Prompt) -> dict[str, Any]:
         "rejected": row.rejected.content,
         "label": row.label,
         "margin": row.margin,
-        "generator": made.generator if made else None,
+        "generator": made.rejected.generator if made else None,
         "judge": made.judge if made else None,
     }
 

@@ -1,0 +1,161 @@
+"""Who decides which of two answers is better, as a spec says it.
+
+Reads   nothing
+Gives   `JudgeConfig` (rubric, llm, panel) and what is in one, `EndpointConfig`, `BudgetConfig`
+Not     judging (judge/), talking to servers (endpoints/)
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from dpoflow.contracts.base import Contract
+from dpoflow.contracts.rubric import Rubric
+
+
+def _server(url: str) -> str:
+    # The value is not repeated: it may hold a password.
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://HOST:PORT/v1 or https://…, as the server prints it")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("must hold no user, password or key; name a variable in api_key_env")
+    return url.rstrip("/")
+
+
+class EndpointConfig(Contract):
+    """A model behind an OpenAI-compatible server, such as vLLM."""
+
+    base_url: Annotated[str, AfterValidator(_server)]
+    """Of the server, with its version: http://localhost:8000/v1."""
+    model: str = Field(min_length=1)
+    """As the server names it."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key; None sends none."""
+    concurrency: int = Field(32, ge=1, le=1024)
+    """Requests in flight."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    timeout_s: float = Field(120, gt=0)
+    """Of one attempt."""
+    patience_s: float = Field(900, ge=0)
+    """How long one request is tried again, over busy and broken replies, before the step stops."""
+    context_tokens: int | None = Field(None, ge=16)
+    """What the model reads at most; a longer request is not sent. None leaves it to the server."""
+    price_input: float = Field(0, ge=0)
+    """Of a million tokens read, in your currency."""
+    price_output: float = Field(0, ge=0)
+    """Of a million tokens written."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name_and_no_key(cls, name: str | None) -> str | None:
+        # Not a pattern: the error of a pattern would print the key that somebody put here.
+        if name is not None and not (name.isidentifier() and name.isupper()):
+            raise ValueError(
+                "must name an environment variable in capitals, such as OPENAI_API_KEY; a key "
+                "itself never stands in a spec"
+            )
+        return name
+
+
+class BudgetConfig(Contract):
+    """What one step may spend. At the first limit it stops asking and goes on with what it has."""
+
+    requests: int | None = Field(None, gt=0)
+    tokens: int | None = Field(None, gt=0)
+    """Read and written together."""
+    money: float | None = Field(None, gt=0)
+    """In the currency of the endpoints' prices."""
+
+
+class RubricJudgeConfig(Contract):
+    """Checkable constraints: deterministic, offline."""
+
+    kind: Literal["rubric"] = "rubric"
+    rubric: Rubric
+    """Inline, or the path of a YAML file that holds it."""
+
+
+class LlmJudgeConfig(Contract):
+    """A model that is asked."""
+
+    kind: Literal["llm"]
+    endpoint: EndpointConfig
+    asks: Literal["pairwise", "pointwise"] = "pairwise"
+    """Which of two is better, in both orders; or a mark from 1 to 10 for each alone."""
+    answers: Literal["schema", "json", "letter", "logprobs"] = "schema"
+    """How the verdict comes: JSON that the server holds to a schema, JSON asked for in words, one
+    letter, or the probabilities of that letter."""
+    template: str | None = None
+    """The question to the judge: a file with {conversation} and {first}, {second} (pairwise) or
+    {answer} (pointwise). None takes our own."""
+    max_tokens: int = Field(512, ge=1)
+    """Of one verdict, its reason included."""
+    temperature: float = Field(0, ge=0, le=2)
+    repeats: int = Field(1, ge=1, le=25)
+    """How often each is asked; more than half must agree. Needs a temperature above 0."""
+    traced: float = Field(0.05, ge=0, le=1)
+    """Share of the requests that appear as traces in MLflow."""
+
+    @model_validator(mode="after")
+    def _knobs_are_used(self) -> Self:
+        if self.asks == "pointwise" and self.answers in ("letter", "logprobs"):
+            raise ValueError(
+                f"answers {self.answers} is not used by asks pointwise; set answers: schema or json"
+            )
+        if self.repeats > 1 and self.temperature == 0:
+            raise ValueError(
+                f"repeats {self.repeats} at temperature 0 asks the same again; raise temperature, "
+                "or leave repeats out"
+            )
+        return self
+
+
+def _kind(given: Any) -> str:
+    kind = given.get("kind", "rubric") if isinstance(given, dict) else getattr(given, "kind", "")
+    return str(kind)
+
+
+class Seat(Contract):
+    """One judge of a panel and its weight."""
+
+    judge: Annotated[
+        Annotated[RubricJudgeConfig, Tag("rubric")] | Annotated[LlmJudgeConfig, Tag("llm")],
+        Discriminator(_kind),
+    ]
+    weight: float = Field(1, gt=0)
+
+
+class PanelJudgeConfig(Contract):
+    """Several judges that vote. One side wins with more than half of all weight."""
+
+    kind: Literal["panel"]
+    seats: tuple[Seat, ...] = Field(min_length=2)
+
+
+JudgeConfig = Annotated[
+    Annotated[RubricJudgeConfig, Tag("rubric")]
+    | Annotated[LlmJudgeConfig, Tag("llm")]
+    | Annotated[PanelJudgeConfig, Tag("panel")],
+    Discriminator(_kind),
+]
+
+
+def models_in(config: "JudgeConfig | None") -> Iterator[LlmJudgeConfig]:
+    """The model judges of a config, those of a panel one by one."""
+    yield from (each for each in _single(config) if isinstance(each, LlmJudgeConfig))
+
+
+def rubrics_in(config: "JudgeConfig | None") -> Iterator[RubricJudgeConfig]:
+    """The rubrics of a config."""
+    yield from (each for each in _single(config) if isinstance(each, RubricJudgeConfig))
+
+
+def _single(config: "JudgeConfig | None") -> Iterator[RubricJudgeConfig | LlmJudgeConfig]:
+    if isinstance(config, PanelJudgeConfig):
+        yield from (seat.judge for seat in config.seats)
+    elif config is not None:
+        yield config

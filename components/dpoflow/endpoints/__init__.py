@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers: asked with patience, within limits, and never twice for one answer."""

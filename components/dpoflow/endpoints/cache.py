@@ -1,0 +1,197 @@
+"""Answers that were paid for, kept for good: one SQLite file that survives kills and power cuts.
+
+Reads   requests and replies
+Gives   `Request`, `Reply`, `Cache` (look up, keep, what a payer has spent)
+Not     asking servers (client.py)
+
+An answer is on disk before anybody uses it. Several answers that arrive together share one commit.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+from dpoflow.contracts.base import Contract, canonical_json, sha256_json
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
+
+VERSION = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS replies (
+    key TEXT PRIMARY KEY,
+    request TEXT NOT NULL,
+    reply TEXT NOT NULL,
+    payer TEXT NOT NULL,
+    model TEXT NOT NULL,
+    tokens_read INTEGER NOT NULL,
+    tokens_written INTEGER NOT NULL,
+    money REAL NOT NULL,
+    kept_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS replies_by_payer ON replies (payer, model);
+"""
+Result = TypeVar("Result")
+
+
+class Request(Contract):
+    """Everything that an answer depends on."""
+
+    base_url: str
+    model: str
+    messages: tuple[dict[str, str], ...]
+    parameters: dict[str, Any]
+    template: str
+    """Name and digest of the template that the messages were made from."""
+    repeat: int = 0
+    """Tells apart requests that are the same on purpose."""
+
+    @property
+    def key(self) -> str:
+        """sha256 over all of it."""
+        return sha256_json(self)
+
+
+class Reply(Contract):
+    """What a server said."""
+
+    text: str
+    finish_reason: str
+    tokens_read: int
+    tokens_written: int
+    first_token: dict[str, float] | None = None
+    """Log-probabilities of the likeliest first tokens, where they were asked for and given."""
+
+
+class Spent(NamedTuple):
+    """What was paid, all in all."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Read and written."""
+    money: float = 0.0
+
+
+class Cache:
+    """The file at `path`; `payer` is whose budget new answers are counted against."""
+
+    def __init__(self, path: Path, payer: str) -> None:
+        self.path, self._payer = path, payer
+        self._thread = ThreadPoolExecutor(1, "requests")  # SQLite connections belong to a thread
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[None]]] = []
+
+    def __enter__(self) -> Self:
+        self._thread.submit(self._told, self._open).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.submit(self._database.close).result()
+        self._thread.shutdown()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(self.path, isolation_level=None)
+        self._database.execute("PRAGMA busy_timeout = 60000")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            raise ConfigError(
+                f"{self.path} was written by another version of dpoflow (layout {version}, this "
+                f"one reads {VERSION}); nothing in it was touched: use that version, or move the "
+                "file away and pay for its answers again"
+            )
+        self._database.executescript(_TABLE)
+        self._database.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _told(self, work: Callable[..., Result], *given: Any) -> Result:
+        """`work`, with SQLite's errors in words that say who acts."""
+        try:
+            return work(*given)
+        except sqlite3.OperationalError as error:
+            raise ServiceUnavailable(
+                f"the answers paid for cannot be kept in {self.path} ({error}); make room or mend "
+                "the disk and give the same command again: what is in the file is not paid twice"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(
+                f"{self.path} is damaged ({error}); move it away to begin a new one, or restore "
+                "it from a copy to keep what was paid for"
+            ) from error
+
+    async def _call(self, work: Callable[..., Result], *given: Any) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._told, work, *given)
+
+    async def find(self, request: Request) -> Reply | None:
+        """The answer to this very request, if it was ever paid for."""
+        return await self._call(self._find, request.key)
+
+    def _find(self, key: str) -> Reply | None:
+        row = self._database.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        return Reply.model_validate_json(row[0]) if row else None
+
+    async def keep(self, request: Request, reply: Reply, money: float) -> None:
+        """On disk once this returns."""
+        kept = asyncio.get_running_loop().create_future()
+        row = (
+            request.key,
+            canonical_json(request),
+            reply.model_dump_json(),
+            self._payer,
+            request.model,
+            reply.tokens_read,
+            reply.tokens_written,
+            money,
+            time.time(),
+        )
+        self._waiting.append((row, kept))
+        if len(self._waiting) == 1:
+            # Whatever else arrives until the thread is free goes into the same commit.
+            asyncio.get_running_loop().call_soon(self._commit_soon)
+        await kept
+
+    def _commit_soon(self) -> None:
+        batch, self._waiting = self._waiting, []
+        rows = [row for row, _ in batch]
+        done = asyncio.ensure_future(self._call(self._commit, rows))
+        done.add_done_callback(lambda future: _pass_on(future, [kept for _, kept in batch]))
+
+    def _commit(self, rows: list[tuple[Any, ...]]) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            # Another run may have paid for the same meanwhile: the first answer stays the answer.
+            self._database.executemany(
+                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    def spent(self) -> dict[str, Spent]:
+        """By model, what this payer has spent, earlier attempts included."""
+        rows = self._thread.submit(self._told, self._spent).result()
+        return {model: Spent(requests, tokens, money) for model, requests, tokens, money in rows}
+
+    def _spent(self) -> list[tuple[str, int, int, float]]:
+        return self._database.execute(
+            "SELECT model, COUNT(*), SUM(tokens_read + tokens_written), SUM(money) FROM replies "
+            "WHERE payer = ? GROUP BY model ORDER BY model",
+            (self._payer,),
+        ).fetchall()
+
+
+def _pass_on(done: "asyncio.Future[None]", to: "list[asyncio.Future[None]]") -> None:
+    for each in to:
+        if each.done():
+            continue
+        if done.cancelled():
+            each.cancel()
+        elif error := done.exception():
+            each.set_exception(error)
+        else:
+            each.set_result(None)

@@ -1,0 +1,262 @@
+"""One OpenAI-compatible server, asked politely: bounded, patient, and never twice for one answer.
+
+Reads   an `EndpointConfig`, requests, the cache of answers, the budget
+Gives   `Endpoint`: `ask` gives a `Reply`, or raises what ends the step; `Unanswerable`
+Not     what is asked (judge/, synthesize/), what an answer means
+
+Whatever is busy, away or broken is tried again with growing, jittered pauses, and a Retry-After
+holds every request back. Whatever would fail the same way again ends the step at once.
+"""
+
+import asyncio
+import email.utils
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+import openai
+from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_exponential_jitter
+
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
+from dpoflow.contracts.judges import EndpointConfig
+from dpoflow.endpoints.budget import Budget
+from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
+
+CHARS_A_TOKEN = 2
+"""Fewer than of any language's usual text, so that an estimate is an upper bound for most."""
+
+_BUSY = {408, 409, 425, 429}
+_TOO_LONG = re.compile(r"context.{0,20}(length|window)|too (long|many tokens)|maximum.{0,20}tokens")
+_LONGEST_PAUSE_S = 60.0
+
+
+class Unanswerable(Exception):  # of one request; the others go on
+    """The server can never answer this request, such as one that is too long for its model."""
+
+
+class _Busy(Exception):  # the way to tell tenacity
+    def __init__(self, why: str, wait_s: float | None = None) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """The server of `config`, for as long as the context lasts."""
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        cache: Cache,
+        budget: Budget,
+        *,
+        answered: Callable[[Request, Reply, float], None] = lambda request, reply, seconds: None,
+    ) -> None:
+        """`answered` hears of every answer that was paid for just now, and how long it took."""
+        self.config, self._cache, self._budget, self._answered = config, cache, budget, answered
+        self._key = _key(config)
+        self._room = asyncio.Semaphore(config.concurrency)
+        self._pacers = [
+            (AsyncLimiter(rate, 60), rate, unit)
+            for rate, unit in (
+                (config.requests_per_minute, "requests"),
+                (config.tokens_per_minute, "tokens"),
+            )
+            if rate is not None
+        ]
+        self._quiet_until, self._ended = 0.0, False
+        self._under_way: dict[str, asyncio.Future[Reply]] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._client = await self._stack.enter_async_context(
+            openai.AsyncOpenAI(
+                api_key=self._key or "none",
+                base_url=self.config.base_url,
+                timeout=self.config.timeout_s,
+                max_retries=0,  # tried again here, where the pauses can be shared
+                http_client=openai.DefaultAioHttpClient(),
+            )
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def bound(self, request: Request) -> Spent:
+        """What the request can cost at most."""
+        read = sum(len(m["content"].encode()) // CHARS_A_TOKEN + 8 for m in request.messages)
+        written = int(request.parameters.get("max_tokens", 0))
+        return Spent(1, read + written, self._money(read, written))
+
+    def _money(self, read: int, written: int) -> float:
+        return (read * self.config.price_input + written * self.config.price_output) / 1e6
+
+    async def ask(self, request: Request) -> Reply:
+        """The answer: the one that was paid for, or a new one, on disk before it is given.
+
+        Raises Unanswerable for this request alone; Exhausted; ConfigError and ServiceUnavailable,
+        which end the step.
+        """
+        asked = self._under_way.get(request.key)
+        if asked is None:
+            asked = asyncio.ensure_future(self._find_or_ask(request))
+            self._under_way[request.key] = asked
+            asked.add_done_callback(lambda _: self._under_way.pop(request.key))
+        return await asyncio.shield(asked)
+
+    async def _find_or_ask(self, request: Request) -> Reply:
+        kept = await self._cache.find(request)
+        if kept is not None:
+            return kept
+        bound = self.bound(request)
+        if self.config.context_tokens and bound.tokens > self.config.context_tokens * 2:
+            raise Unanswerable(f"longer than the {self.config.context_tokens} tokens of the model")
+        async with self._budget.hold(bound) as settle, self._room:
+            if self._ended:
+                raise ServiceUnavailable("stopped, since an earlier request could not be answered")
+            for pacer, rate, unit in self._pacers:
+                await pacer.acquire(min(rate, getattr(bound, unit)))
+            try:
+                began = time.monotonic()
+                reply = await self._until_answered(request)
+            except (ConfigError, ServiceUnavailable):
+                self._ended = True
+                raise
+            money = self._money(reply.tokens_read, reply.tokens_written)
+            settle(Spent(1, reply.tokens_read + reply.tokens_written, money))
+            await self._cache.keep(request, reply, money)
+            self._answered(request, reply, time.monotonic() - began)
+            return reply
+
+    async def _until_answered(self, request: Request) -> Reply:
+        growing = wait_exponential_jitter(initial=0.5, max=_LONGEST_PAUSE_S, jitter=1.0)
+
+        def pause(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.wait_s if isinstance(error, _Busy) else None
+            if asked is None:
+                return growing(state)
+            self._quiet_until = max(self._quiet_until, time.monotonic() + asked)
+            return 0.0
+
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(_Busy),
+                wait=pause,
+                stop=stop_after_delay(self.config.patience_s),
+                reraise=True,
+            ):
+                with attempt:
+                    await self._quiet()
+                    return await self._attempt(request)
+        except _Busy as busy:
+            raise ServiceUnavailable(
+                f"{self._name} did not answer in {self.config.patience_s:g} s of trying: {busy}; "
+                "the same command goes on from the answers that are there"
+            ) from None
+        raise AssertionError("tenacity either answers or raises")
+
+    async def _quiet(self) -> None:
+        """Until no Retry-After holds any more; another request's may have come meanwhile."""
+        while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110  # a time, no event
+            await asyncio.sleep(left)  # waiting for a time, not for an event
+
+    async def _attempt(self, request: Request) -> Reply:
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=request.model,
+                messages=list(request.messages),  # type: ignore[arg-type]
+                # Servers that know the header charge a request that was cut off only once.
+                extra_headers={"Idempotency-Key": request.key},
+                **request.parameters,
+            )
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APITimeoutError:
+            raise _Busy(f"no answer within {self.config.timeout_s:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _Busy(f"no connection ({self._public(error.__cause__ or error)})") from None
+        return _reply(raw.text)
+
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        """What an HTTP error means, without what a server may quote of the key."""
+        status, said = error.status_code, self._public(error.body or error.message)
+        if status in (401, 403):
+            variable = self.config.api_key_env
+            given = f"the key in {variable}" if variable else "a request without a key"
+            return ConfigError(
+                f"{self._name} refuses {given} (HTTP {status}); "
+                + (f"set {variable} to a key it knows" if variable else "name one in api_key_env")
+            )
+        if error.code == "insufficient_quota":
+            return ServiceUnavailable(f"{self._name}: the account has no quota left; {said}")
+        if status in _BUSY or status >= 500:  # server errors
+            return _Busy(f"HTTP {status}: {said}", _retry_after(error.response.headers))
+        if status in (400, 413, 422) and _TOO_LONG.search(said.lower()):
+            return Unanswerable(said)
+        if status == 404:
+            return ConfigError(
+                f"{self._name} does not know model {self.config.model} (HTTP 404: {said}); "
+                f"GET {self.config.base_url}/models lists what it serves"
+            )
+        return ConfigError(f"{self._name} refuses the request (HTTP {status}): {said}")
+
+    def _public(self, said: object) -> str:
+        """At most a line of what was said, never the key."""
+        if isinstance(said, dict):
+            said = said.get("message", said)
+        text = " ".join(str(said).split())
+        return (text.replace(self._key, "[key]") if self._key else text)[:300]
+
+    @property
+    def _name(self) -> str:
+        return f"{self.config.model} at {self.config.base_url}"
+
+
+def _key(config: EndpointConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise ConfigError(
+            f"{config.api_key_env} is not set, and the endpoint {config.base_url} takes its key "
+            f"from it; export {config.api_key_env}=…, or leave api_key_env out"
+        )
+    return key
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds, or a date (RFC 9110, 10.2.3); nothing that makes no sense."""
+    given = headers.get("retry-after")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        date = email.utils.parsedate_tz(given)
+        seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+    return min(max(seconds, 0.0), 600.0) if math.isfinite(seconds) else None
+
+
+def _reply(body: str) -> Reply:
+    """The parts of a completion that count. A body that is none is the server's trouble."""
+    try:
+        told = json.loads(body)
+        choice, usage = told["choices"][0], told.get("usage") or {}
+        first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
+        return Reply(
+            text=choice["message"].get("content") or "",
+            finish_reason=choice.get("finish_reason") or "stop",
+            tokens_read=usage.get("prompt_tokens") or 0,
+            tokens_written=usage.get("completion_tokens") or 0,
+            first_token={one["token"]: one["logprob"] for one in first} if first else None,
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _Busy("a reply that is no completion") from None

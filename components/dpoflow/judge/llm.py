@@ -1,0 +1,143 @@
+"""A judge that is a model behind an endpoint.
+
+Reads   `LlmJudgeConfig`, an `Endpoint`
+Gives   `LlmJudge`; pairwise it asks in both orders, pointwise it marks each answer alone
+Not     patience, limits, the cache (endpoints/); counting what an outcome is worth (qualify.py)
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.judges import LlmJudgeConfig
+from dpoflow.contracts.pairs import Message
+from dpoflow.endpoints.cache import Reply, Request
+from dpoflow.endpoints.client import Endpoint, Unanswerable
+from dpoflow.judge import parse
+from dpoflow.judge.template import NEEDS, Template, shipped, transcript
+from dpoflow.judge.verdict import Outcome, Verdict, counted, settle, unordered
+
+_IN_WORDS = {
+    "pairwise": 'Reply with one JSON object and nothing else: {{"reason": "a sentence or two", '
+    '"verdict": "A" or "B" or "tie"}}',
+    "pointwise": 'Reply with one JSON object and nothing else: {{"reason": "a sentence or two", '
+    '"score": 1 to 10}}',
+}
+_ONE_LETTER = "Reply with one letter, A or B, and nothing else."
+_MARKS = 9
+"""From the lowest mark to the highest."""
+_READERS: dict[str, Callable[[Reply], Verdict]] = {
+    "schema": parse.pairwise,
+    "json": parse.pairwise,
+    "letter": parse.letter,
+    "logprobs": parse.probabilities,
+}
+
+
+def template_of(config: LlmJudgeConfig) -> Template:
+    """The whole question, how to reply included. Raises ConfigError."""
+    base = (
+        shipped(config.asks)
+        if config.template is None
+        else Template(name=f"own-{config.asks}", text=config.template)
+    )
+    base.check(NEEDS[config.asks])
+    ending = _IN_WORDS[config.asks] if config.answers in ("schema", "json") else _ONE_LETTER
+    return Template(name=base.name, text=f"{base.text}\n\n{ending}")
+
+
+def parameters_of(config: LlmJudgeConfig) -> dict[str, object]:
+    """What goes to the server beside model and messages."""
+    parameters: dict[str, object] = {
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+    }
+    if config.answers == "schema":
+        schema = {"name": "verdict", "strict": True, "schema": parse.SCHEMAS[config.asks]}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if config.answers in ("letter", "logprobs"):
+        parameters["max_tokens"] = min(config.max_tokens, 4)
+    if config.answers == "logprobs":
+        parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    return parameters
+
+
+class LlmJudge:
+    """Asks the model of `endpoint` as `config` says."""
+
+    def __init__(self, config: LlmJudgeConfig, endpoint: Endpoint) -> None:
+        self._config, self._endpoint = config, endpoint
+        self.template, self._parameters = template_of(config), parameters_of(config)
+        self.id = identify(config)
+
+    async def decide(self, conversation: Sequence[Message], first: str, second: str) -> Outcome:
+        """Each repeat in both orders (pairwise), or of both answers (pointwise), all at once."""
+        rounds = await asyncio.gather(
+            *(
+                self._round(conversation, first, second, repeat)
+                for repeat in range(self._config.repeats)
+            )
+        )
+        return rounds[0] if len(rounds) == 1 else counted([(outcome, 1) for outcome in rounds])
+
+    async def _round(
+        self, conversation: Sequence[Message], first: str, second: str, repeat: int
+    ) -> Outcome:
+        if self._config.asks == "pointwise":
+            marks = await asyncio.gather(
+                *(self._mark(conversation, answer, repeat) for answer in (first, second))
+            )
+            return unordered(self.id, _difference(*marks))
+        forward, backward = await asyncio.gather(
+            self._compare(conversation, first, second, repeat),
+            self._compare(conversation, second, first, repeat),
+        )
+        return settle(self.id, forward, backward)
+
+    async def _compare(
+        self, conversation: Sequence[Message], first: str, second: str, repeat: int
+    ) -> Verdict:
+        texts = {"conversation": transcript(conversation), "first": first, "second": second}
+        request = self._request(texts, repeat)
+        try:
+            reply = await self._endpoint.ask(request)
+        except Unanswerable as error:
+            return Verdict(choice="invalid", rationale=f"not asked: {error}", request=request.key)
+        verdict = _READERS[self._config.answers](reply)
+        return verdict.model_copy(update={"request": request.key})
+
+    async def _mark(self, conversation: Sequence[Message], answer: str, repeat: int) -> parse.Mark:
+        request = self._request(
+            {"conversation": transcript(conversation), "answer": answer}, repeat
+        )
+        try:
+            return parse.pointwise(await self._endpoint.ask(request))
+        except Unanswerable as error:
+            return parse.Mark(None, f"not asked: {error}")
+
+    def _request(self, texts: dict[str, str], repeat: int) -> Request:
+        return Request(
+            base_url=self._endpoint.config.base_url,
+            model=self._endpoint.config.model,
+            messages=({"role": "user", "content": self.template.fill(texts)},),
+            parameters=self._parameters,
+            template=self.template.id,
+            repeat=repeat,
+        )
+
+
+def identify(config: LlmJudgeConfig) -> str:
+    """Model, template, and a digest of whatever else changes its verdicts."""
+    knobs = config.model_dump(mode="json", exclude={"endpoint", "template", "traced"})
+    return f"llm:{config.endpoint.model}:{template_of(config).id}:{sha256_json(knobs)[:12]}"
+
+
+def _difference(first: parse.Mark, second: parse.Mark) -> Verdict:
+    reasons = "; ".join(reason for reason in (first.reason, second.reason) if reason) or None
+    if first.score is None or second.score is None:
+        return Verdict(choice="invalid", rationale=reasons)
+    margin = (first.score - second.score) / _MARKS
+    told = f"{first.score:g} against {second.score:g}" + (f": {reasons}" if reasons else "")
+    if margin == 0:
+        return Verdict(choice="tie", margin=0.0, rationale=told)
+    return Verdict(choice="first" if margin > 0 else "second", margin=margin, rationale=told)

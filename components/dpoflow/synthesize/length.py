@@ -1,0 +1,54 @@
+"""Whether the longer answer wins: a judge's oldest bias, told and, if wanted, taken out.
+
+Reads   pairs
+Gives   `length_bias`, `balanced`
+Not     judging
+
+A length is in characters; pairs whose answers are equally long count for neither side.
+"""
+
+from collections.abc import Sequence
+from math import exp, log
+from statistics import fmean
+
+from scipy.stats import binomtest
+
+from dpoflow.contracts.pairs import PreferencePair
+from dpoflow.contracts.results import LengthBias
+
+
+def _difference(pair: PreferencePair) -> int:
+    return len(pair.chosen.content) - len(pair.rejected.content)
+
+
+def length_bias(pairs: Sequence[PreferencePair]) -> LengthBias | None:
+    """How often the chosen answer is the longer one (exact binomial interval), and by how much."""
+    unequal = [pair for pair in pairs if _difference(pair)]
+    if not unequal:
+        return None
+    longer = sum(_difference(pair) > 0 for pair in unequal)
+    between = binomtest(longer, len(unequal)).proportion_ci(0.95)
+    ratios = [log(len(p.chosen.content) / len(p.rejected.content)) for p in unequal]
+    return LengthBias(
+        chosen_longer=longer / len(unequal),
+        low=float(between.low),
+        high=float(between.high),
+        n=len(unequal),
+        length_ratio=exp(fmean(ratios)),
+    )
+
+
+def balanced(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """As many pairs with a longer chosen answer as with a shorter one.
+
+    Those of the smallest margin leave the larger side first.
+    """
+    longer = [pair for pair in pairs if _difference(pair) > 0]
+    shorter = [pair for pair in pairs if _difference(pair) < 0]
+    keep = min(len(longer), len(shorter))
+    by_margin = [
+        sorted(side, key=lambda pair: (-(pair.margin or 0.0), pair.pair_id))[:keep]
+        for side in (longer, shorter)
+    ]
+    kept = {pair.pair_id for side in by_margin for pair in side}
+    return [pair for pair in pairs if pair.pair_id in kept or _difference(pair) == 0]
