@@ -96,7 +96,8 @@ def run(
     from dpoflow_pipelines.run import check_machine, run_spec
     from dpoflow_pipelines.show import show_summary
 
-    check_machine(loaded)
+    for each in [point.spec for point in points] or [loaded]:
+        check_machine(each)
     home = home.resolve()
     if points:
         summary = run_spec(loaded, home, console, points=points)

@@ -9,6 +9,7 @@ content. No version is registered: the best of many by chance is not the best, s
 """
 
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,11 +54,16 @@ def points_of(path: Path, sets: Sequence[str], grid: Sequence[str]) -> list[Poin
     return found
 
 
+def _values(text: str) -> list[str]:
+    """What stands between commas; a list in brackets is one value."""
+    return [value.strip() for value in re.split(r",(?![^\[\]]*\])", text)]
+
+
 def _axis(text: str) -> list[str]:
     key, equals, values = text.partition("=")
     key = key.strip()
-    each = [value.strip() for value in values.split(",")]
-    if not equals or not all(each):
+    each = _values(values)
+    if not equals or not each or not all(each):
         raise ConfigError(
             f"--grid takes key=a,b,c, got '{text}'; such as --grid train.beta=0.1,0.3"
         )

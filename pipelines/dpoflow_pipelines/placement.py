@@ -5,13 +5,15 @@ import re
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
+from dpoflow.contracts.spec import TRAIN_DEADLINE_S
+
 _HOURS = 3600
 TIMEOUT_S = {
     "snapshot": 2 * _HOURS,
     "validate": 2 * _HOURS,
     "synthesize": 12 * _HOURS,
     "merge": 2 * _HOURS,
-    "train": 48 * _HOURS,
+    "train": TRAIN_DEADLINE_S,
     "evaluate": 12 * _HOURS,
     "register": 2 * _HOURS,
     "conclude": 600,

@@ -52,7 +52,16 @@ def plan_spec(spec: Spec, *, devices: int) -> Plan:
     if recorded:
         notes.append(f"{init} is taken to be of the shape of {spec.model}")
     half = spec.train.dtype != "float32"
-    wanted = estimate(config, lengths, num_pairs, spec.train, devices=devices, half=half)
+    asked = spec.snapshot
+    wanted = estimate(
+        config,
+        lengths,
+        num_pairs,
+        spec.train,
+        devices=devices,
+        half=half,
+        another_reference=(asked.reference or init) != init,
+    )
     return Plan(num_pairs, lengths, wanted, _here(), devices, notes)
 
 
@@ -168,7 +177,7 @@ def rows_of(plan: Plan, gpus: list[str], price: float | None) -> list[dict[str, 
 def show_plan(console: Console, plan: Plan, gpus: list[str], price: float | None) -> None:
     """The plan as a table for people."""
     found, gib = plan.estimate, 2**30
-    mean = sum(each.fed for each in plan.lengths) / len(plan.lengths)
+    mean = sum(each.fed("packed") for each in plan.lengths) / len(plan.lengths)
     for note in plan.notes:
         console.print(note, highlight=False)
     console.print(

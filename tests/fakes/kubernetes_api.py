@@ -42,6 +42,8 @@ class FakeCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.schedules = True
+        self.lingers_s = 0.0
+        """How long a job that was deleted waits for its pods to be gone."""
         self.refuses: Callable[[str, str], Answer | None] = lambda method, path: None
         self.jobs: dict[str, dict[str, Any]] = {}
         self.created: list[dict[str, Any]] = []
@@ -101,12 +103,22 @@ class FakeCluster:
         if name not in self.jobs:
             return 404, {"reason": "NotFound", "message": f'trainjobs "{name}" not found'}
         assert name is not None
+        if method == "PATCH":
+            self.jobs[name]["metadata"] |= body["metadata"]
         if method == "DELETE":
             self.on_delete(name)
-            self.drop(name)
+            self._delete(name)
             return 200, {"status": "Success"}
         self._look_after(name)
         return 200, self.jobs[name]
+
+    def _delete(self, name: str) -> None:
+        """As with propagation Foreground: the job goes when its pods have gone."""
+        if not self.lingers_s:
+            self.drop(name)
+        elif "deletionTimestamp" not in self.jobs[name]["metadata"]:
+            self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            threading.Timer(self.lingers_s, self.drop, [name]).start()
 
     def _create(self, body: Any) -> Answer:
         name = body["metadata"]["name"]
@@ -209,7 +221,7 @@ class FakeCluster:
                 self.end_headers()
                 self.wfile.write(text.encode())
 
-            do_GET = do_POST = do_DELETE = _serve
+            do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
             def log_message(self, *_: object) -> None:
                 """Silence."""

@@ -50,7 +50,9 @@ def test_its_operations_are_those_that_torch_counts_but_for_attention() -> None:
     asked = asking.get_flop_counts()["Global"]
     seen = {"learning": sum(seen.values()), "asking": sum(asked.values())}
 
-    found = estimate(LlamaConfig(**SHAPE), LENGTHS, 4, TrainConfig(batch_size=4), half=False)
+    found = estimate(
+        LlamaConfig(**SHAPE), LENGTHS, 4, TrainConfig(batch_size=4, heldout_fraction=0), half=False
+    )
 
     # The head of this test makes its logits twice, which training does not: 2 more of 8.
     again = 2 * 2000 * 128 * sum(one.chosen + one.rejected for one in LENGTHS)
@@ -77,6 +79,34 @@ def test_what_it_says_is_kept_is_what_autograd_keeps() -> None:
     found = estimate(LlamaConfig(**SHAPE), LENGTHS, 4, TrainConfig(batch_size=4), half=False)
 
     assert found.activations == pytest.approx(bytes_kept, rel=0.05)
+
+
+def test_every_pass_of_an_objective_is_counted() -> None:
+    """By hand, in forward passes of one answer's head: learning is worth three."""
+
+    def passes(**knobs: Any) -> float:
+        config = LlamaConfig(**SHAPE)
+        asked = TrainConfig(heldout_fraction=0, **knobs)
+        # Nothing goes through a trunk of no layers but the head's rows.
+        found = estimate(config, LENGTHS, 100, asked)
+        one = estimate(config, LENGTHS, 100, TrainConfig(heldout_fraction=0, loss="simpo"))
+        return 3 * found.flops / one.flops
+
+    assert passes(loss="simpo") == 3
+    assert passes(loss="sigmoid") == 4  # and the reference
+    assert passes(loss="kto") == 3 + 1 + 2  # and answers to other prompts, by both
+    assert passes(loss="simpo", layout="concat") > 3.5  # the prompt twice
+
+
+def test_another_reference_lies_beside_the_policy_while_it_is_asked() -> None:
+    config = LlamaConfig(**SHAPE)
+    adapters = TrainConfig(method="lora", lora=LoraConfig(rank=1), batch_size=1)
+
+    alone = estimate(config, LENGTHS[:1], 100, adapters)
+    beside = estimate(config, LENGTHS[:1], 100, adapters, another_reference=True)
+
+    assert beside.memory == pytest.approx(1.1 * 2 * alone.weights)
+    assert beside.memory > alone.memory
 
 
 def test_parameters_are_the_models_and_adapters_those_of_peft() -> None:

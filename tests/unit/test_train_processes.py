@@ -61,6 +61,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(
         ]
         assert len(figures[0]) > 2
         assert figures[1] == pytest.approx(figures[0], abs=1e-5), name
+    assert two.accuracy == one.accuracy  # of each pair as it was last seen, by whichever process
     assert (two.num_pairs, two.num_steps, two.num_heldout) == (
         one.num_pairs,
         one.num_steps,

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,11 +28,13 @@ from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.objectives import LossName
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
+from dpoflow.policy.layout import Groups
 from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import pair_logps
-from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair
 from dpoflow.state.events import Events
 from dpoflow.train import work
+from dpoflow.train.examples import strangers
 from dpoflow.train.losses import OBJECTIVES, Scored
 from dpoflow.train.plan import plan
 
@@ -145,7 +147,11 @@ def test_the_report_shows_every_curve_and_is_the_same_for_the_same_run(job: Job)
     assert pages[0] == pages[1]
     for title in ("Training: 6 updates", "reward margin", "pairs told apart", "gradient norm"):
         assert title in pages[0]
-    assert "No alarm sounded" in pages[0] or 'class="alarm"' in pages[0]
+    alarms = json.loads((job.folder / "state/one/outputs/report/figures.json").read_text())[
+        "alarms"
+    ]
+    assert ("No alarm sounded" in pages[0]) == (not alarms)
+    assert pages[0].count('class="alarm"') == len(alarms)
     assert "<script" not in pages[0]
     assert not [*re.finditer(r"(?:src|href)=.(?!#)", pages[0].replace("xlink:href", "href"))]
 
@@ -199,6 +205,29 @@ def test_kto_needs_a_second_prompt(tmp_path: Path) -> None:
 
     with pytest.raises(DataRejected, match="every pair has the same prompt"):
         Job(tmp_path, pairs).run(FAST.model_copy(update={"loss": "kto"}))
+
+
+def test_kto_watches_a_single_prompt_with_answers_to_those_that_are_learnt(job: Job) -> None:
+    result = job.run(FAST.model_copy(update={"loss": "kto", "heldout_fraction": 0.05}))
+
+    assert result.num_heldout == 1
+    assert all("heldout/loss" in told for told in looks(job).values())
+
+
+def test_kto_never_puts_more_before_the_model_than_the_spec_allows(tmp_path: Path) -> None:
+    """A long prompt with the long answer to a short one."""
+    long, short = "the boats of the pier " * 6, "why"
+    pairs = [pair_of(long, "sea", "snow"), pair_of(short, "blue sea " * 20, "snow " * 20)]
+    whole = [encode_pair(load(tiny_folder(tmp_path / "m"))[1], pair, 10_000) for pair in pairs]
+    longest = max(pair.longest for pair in whole if isinstance(pair, EncodedPair))
+
+    groups = Groups(EncodedPairs(pair for pair in whole if isinstance(pair, EncodedPair)))
+    found = strangers(groups, groups, 0, longest=longest)
+
+    assert [len(group.prompt) for group in found] == [len(group.prompt) for group in groups]
+    sizes = [len(g.prompt) + len(answer) for g in found for answer in g.answers]
+    assert max(sizes) == longest  # cut: whole, they would be longer
+    assert sum(map(len, (groups[0].prompt, groups[1].answers[0]))) > longest
 
 
 def test_dropped_pairs_are_counted_by_reason(tmp_path: Path) -> None:
@@ -562,11 +591,13 @@ def test_cut_pairs_are_counted(job: Job) -> None:
 
 
 def looks(job: Job, name: str = "one") -> dict[int, dict[str, float]]:
-    return {
-        event.at or 0: event.metrics
+    told = [
+        (event.at or 0, event.metrics)
         for event in job.events(name)
         if "heldout/loss" in event.metrics
-    }
+    ]
+    assert len(dict(told)) == len(told), "no update was looked at twice"
+    return dict(told)
 
 
 def test_held_out_prompts_are_watched_and_not_learnt_from(tmp_path: Path) -> None:
@@ -649,6 +680,70 @@ def test_it_stops_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
     assert result.num_steps == [*margins][[*margins].index(best) + 2] < 50  # two looks later
     assert any("stopped early" in event.message for event in job.events())
     assert heldout_margin(job, pairs) == pytest.approx(margins[best], abs=1e-4)
+
+
+def test_a_sigterm_at_a_look_is_no_early_stop(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The margin had just grown: nothing but the signal ends this attempt."""
+    say = Events.metrics
+
+    def then_stop(self: Events, at: int, values: dict[str, float], *, phase: str = "") -> None:
+        say(self, at, values, phase=phase)
+        if at == 2 and "train/loss" in values:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = FAST.model_copy(
+        update={"heldout_fraction": 0.25, "heldout_looks": 99, "early_stop": 1, "batch_size": 4}
+    )
+    whole = job.run(config, "whole")
+    with monkeypatch.context() as signals:
+        signals.setattr(Events, "metrics", then_stop)
+        with pytest.raises(ServiceUnavailable, match=r"stopped by SIGTERM after update 2 of"):
+            job.run(config)
+
+    assert job.run(config).policy_digest == whole.policy_digest
+
+
+def test_what_an_earlier_attempt_keeps_is_room_of_its_own(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was just large enough is so for the retry."""
+    work = job.state("one").work
+    need = 4 * (6 + 2) * (job.model / "model.safetensors").stat().st_size // 4
+    kept = work / "checkpoints" / ".update-3"
+    kept.mkdir(parents=True)
+    (kept / "weights.safetensors").write_bytes(b"0" * (need // 2))
+    usage = shutil.disk_usage(job.folder)._replace(free=need // 2 + 10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    assert job.run(FAST).num_steps == 6
+
+
+def test_a_reference_that_a_failing_disk_left_is_asked_again(job: Job) -> None:
+    job.run(FAST, "one")
+    (kept,) = (job.folder / "reference").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+
+    whole = job.run(FAST, "two")
+
+    assert num_reference_pairs(job, "two") == 24
+    assert any("is damaged" in event.message for event in job.events("two"))
+    assert whole.first_loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"lora": {"rank": 64}}, r"lora.rank 64 is not used by method full; set method: lora"),
+        ({"heldout_fraction": 0, "heldout_looks": 3}, r"heldout_looks 3 has nothing to look at"),
+        (
+            {"backend": "trainjob", "trainjob": {"timeout_s": 9 * 24 * 3600}},
+            r"the task that waits for the job has 691,200 s",
+        ),
+    ],
+)
+def test_a_knob_that_would_change_nothing_is_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate(knobs)
 
 
 def test_early_stop_needs_something_to_look_at() -> None:

@@ -129,9 +129,11 @@ def test_a_preempted_job_is_an_error_with_its_last_lines_and_a_retry_goes_on(
     assert len(cluster.created) == 2
 
 
-@pytest.mark.full
-def test_a_job_of_an_earlier_attempt_is_adopted(tried: Tried, cluster: FakeCluster) -> None:
-    """The waiting process was killed; the job went on without it."""
+JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
+
+
+def leftover(tried: Tried, cluster: FakeCluster) -> str:
+    """The name of a job that an earlier attempt at the state `cluster` made."""
     state = tried.state("cluster")
     job = Job(
         config=config(),
@@ -142,16 +144,71 @@ def test_a_job_of_an_earlier_attempt_is_adopted(tried: Tried, cluster: FakeClust
     )
     path = state.work / "job.json"
     path.write_text(job.model_dump_json())
-    cluster.answer(
-        "POST",
-        "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs",
-        trainjob.manifest(job, path),
+    cluster.answer("POST", JOBS, trainjob.manifest(job, path))
+    return trainjob.name_of(job)
+
+
+@pytest.mark.full
+def test_a_job_of_an_earlier_attempt_is_adopted(
+    tried: Tried, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waiting process was killed; the job went on without it."""
+    leftover(tried, cluster)
+    monkeypatch.setenv("KFP_POD_NAME", "the-second-pod")
+    monkeypatch.setenv("KFP_POD_UID", "6f1c")
+    owners: list[Any] = []
+    cluster.on_delete = lambda name: owners.extend(
+        cluster.jobs[name]["metadata"]["ownerReferences"]
     )
 
     tried.run(config(), "cluster")
 
     assert len(cluster.created) == 1
+    assert [owner["name"] for owner in owners] == ["the-second-pod"], "the first one is gone"
     assert any("of an earlier attempt" in event.message for event in tried.events("cluster"))
+
+
+def test_a_job_that_is_going_away_is_not_adopted_but_made_anew(
+    tried: Tried, cluster: FakeCluster
+) -> None:
+    """The waiting process was told to end: it had the job deleted, and was killed."""
+    cluster.lingers_s, cluster.schedules = 3.0, False
+    name, jobs = leftover(tried, cluster), cluster.jobs
+    cluster.answer("DELETE", f"{JOBS}/{name}", None)
+    assert "deletionTimestamp" in jobs[name]["metadata"]
+
+    with pytest.raises(ServiceUnavailable, match="found no place in 1 s"):
+        tried.run(config(trainjob={"queue_timeout_s": 1}), "cluster")
+
+    assert len(cluster.created) == 2
+
+
+def test_a_job_that_will_not_go_is_named(
+    tried: Tried, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpoflow.train.trainjob._Cluster.patience_s", 0.5)
+    cluster.lingers_s, cluster.schedules = 60.0, False
+    name = leftover(tried, cluster)
+    cluster.answer("DELETE", f"{JOBS}/{name}", None)
+
+    with pytest.raises(ServiceUnavailable, match=r"still there after 0.5 s; look at what holds it"):
+        tried.run(config(), "cluster")
+
+
+def test_a_job_outlives_a_cluster_that_stops_answering(tried: Tried, cluster: FakeCluster) -> None:
+    """It may be in the best of health: a retry adopts it."""
+    cluster.schedules = False
+
+    def away() -> None:
+        cluster.await_job()
+        cluster.refuses = lambda method, path: (429, {"message": "too many requests"})
+
+    meanwhile(away)
+    with pytest.raises(ServiceUnavailable, match="did not read the TrainJob"):
+        tried.run(config(), "cluster")
+
+    assert len(cluster.jobs) == 1
+    assert cluster.deleted == []
 
 
 def test_a_job_that_somebody_deletes_is_an_error(tried: Tried, cluster: FakeCluster) -> None:
@@ -178,7 +235,7 @@ def test_a_cluster_that_is_away_for_a_moment_is_asked_again(
 def test_a_right_that_is_missing_is_named(tried: Tried, cluster: FakeCluster) -> None:
     cluster.refuses = lambda method, path: (403, {"message": "forbidden"})
 
-    with pytest.raises(ConfigError, match=r"needs get, create and delete on trainjobs"):
+    with pytest.raises(ConfigError, match=r"needs get, create, patch and delete on trainjobs"):
         tried.run(config())
 
 

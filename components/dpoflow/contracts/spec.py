@@ -20,6 +20,11 @@ ROLES = ("base", "init", "champion")
 REGISTRY = "models:/"
 """How URIs of MLflow's registry begin."""
 
+TRAIN_DEADLINE_S = 8 * 24 * 3600
+"""How long the task that trains may take, wherever it runs."""
+
+_LOOKS = 8
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -195,6 +200,16 @@ class TrainJobConfig(Contract):
     timeout_s: int = Field(48 * 3600, ge=1)
     """How long it may run once they have."""
 
+    @model_validator(mode="after")
+    def _within_the_tasks_deadline(self) -> Self:
+        together = self.queue_timeout_s + self.timeout_s
+        if together > TRAIN_DEADLINE_S - 3600:  # an hour to load, export and tell of it
+            raise ValueError(
+                f"queue_timeout_s and timeout_s are {together:,} s together, and the task that "
+                f"waits for the job has {TRAIN_DEADLINE_S:,} s; lower one of them"
+            )
+        return self
+
 
 class TrainConfig(Contract):
     """Direct Preference Optimization (Rafailov et al. 2023)."""
@@ -247,7 +262,7 @@ class TrainConfig(Contract):
     """Updates between checkpoints."""
     heldout_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of prompts that training watches and does not learn from. Not those of evaluation."""
-    heldout_looks: int = Field(8, ge=1)
+    heldout_looks: int = Field(_LOOKS, ge=1)
     """How often it looks at them."""
     early_stop: int | None = Field(None, ge=1)
     """Stop after this many looks in a row without a larger held-out margin, and keep the weights of
@@ -279,8 +294,16 @@ class TrainConfig(Contract):
     def _every_knob_is_used(self) -> Self:
         if self.early_stop is not None and self.heldout_fraction == 0:
             raise ValueError("early_stop needs held-out pairs to look at; raise heldout_fraction")
-        if self.lora.bits is not None and self.method != "lora":
-            raise ValueError("lora.bits is not used by method full; set method: lora")
+        for knob in type(self.lora).model_fields if self.method == "full" else ():
+            if (given := getattr(self.lora, knob)) != getattr(LoraConfig(), knob):
+                raise ValueError(
+                    f"lora.{knob} {given} is not used by method full; set method: lora"
+                )
+        if self.heldout_fraction == 0 and self.heldout_looks != _LOOKS:
+            raise ValueError(
+                f"heldout_looks {self.heldout_looks} has nothing to look at; raise "
+                "heldout_fraction, or leave it out"
+            )
         for knob, losses in USES.items():
             given = getattr(self, knob, None)
             if self.loss not in losses and given != type(self).model_fields[knob].default:

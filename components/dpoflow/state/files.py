@@ -1,11 +1,13 @@
 """Writes that are there whole or not at all.
 
-Gives   `write_text`, `publish` (a folder, by hard link where it can)
+Gives   `write_text`, `replace`, `publish` (a folder, by hard link where it can)
 Not     hashing (contracts/manifest.py)
 """
 
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from dpoflow.contracts.errors import ConfigError
@@ -13,13 +15,20 @@ from dpoflow.contracts.errors import ConfigError
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` in one step: a reader, or a kill, sees the old text or the new."""
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Put what `write` writes in the place of `path` once it is on the disk.
+
+    The draft's name is drawn: process ids are the same small numbers in every container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
+        write(draft)
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,11 +1,14 @@
 """What a person watching the curves would stop for, said once and in time.
 
 Reads   the figures of each update (figures.py)
-Gives   `Alarms` while a run goes on, `alarms_of` afterwards: sentences, each at most once a run
+Gives   `Alarms` while a run goes on, with `Memory` across a kill; `alarms_of` afterwards:
+        sentences, each at most once a run
 Not     stopping: a run that looks odd may be meant
 """
 
 from collections.abc import Callable, Mapping, Sequence
+
+from dpoflow.contracts.base import Contract
 
 Metrics = Mapping[str, float]
 
@@ -25,22 +28,50 @@ TOO_EASY = 3
 """Updates in a row, from the second on, in which no pair was wrong."""
 
 
+class Memory(Contract):
+    """What was seen so far."""
+
+    first: dict[str, float] | None = None
+    told: tuple[str, ...] = ()
+    num_seen: int = 0
+    num_perfect: int = 0
+    chosen_tokens: float = 0.0
+    rejected_tokens: float = 0.0
+
+
 def alarms_of(metrics: Sequence[tuple[int, Metrics]]) -> tuple[str, ...]:
     """All that there is to say of a whole run, given as (update, figures), in order."""
     alarms = Alarms()
     return tuple(
-        f"update {update}: {text}" for update, figures in metrics for text in alarms.of(figures)
+        f"update {update}: {text}"
+        for update, figures in metrics
+        if "train/loss" in figures  # else a failing disk kept the held-out ones alone
+        for text in alarms.of(figures)
     )
 
 
 class Alarms:
     """Remembers the first update and what it has already said."""
 
-    def __init__(self) -> None:
-        self._first: Metrics | None = None
-        self._told = set[str]()
-        self._num_seen = self._num_perfect = 0
-        self._tokens = {"chosen": 0.0, "rejected": 0.0}
+    def __init__(self, memory: Memory | None = None) -> None:
+        """`memory` is what an earlier attempt at the run remembered."""
+        memory = memory or Memory()
+        self._first: Metrics | None = memory.first
+        self._told = set(memory.told)
+        self._num_seen, self._num_perfect = memory.num_seen, memory.num_perfect
+        self._tokens = {"chosen": memory.chosen_tokens, "rejected": memory.rejected_tokens}
+
+    @property
+    def memory(self) -> Memory:
+        """All that a later attempt needs to go on watching."""
+        return Memory(
+            first=dict(self._first) if self._first else None,
+            told=tuple(sorted(self._told)),
+            num_seen=self._num_seen,
+            num_perfect=self._num_perfect,
+            chosen_tokens=self._tokens["chosen"],
+            rejected_tokens=self._tokens["rejected"],
+        )
 
     def of(self, metrics: Metrics) -> list[str]:
         """What there is to say of the newest update."""

@@ -104,12 +104,16 @@ def _drafted(target: Path) -> Iterator[Path]:
         ) from None
 
 
-def room_for(root: Path, model: nn.Module) -> None:
-    """Refuse to begin where two checkpoints and a policy would not fit: one replaces the other."""
+def room_for(root: Path, model: nn.Module, *, with_best: bool = False) -> None:
+    """Refuse to begin where two checkpoints and a policy would not fit: one replaces the other.
+
+    `with_best`: and two sets of the best weights so far. What is there already is counted as room.
+    """
     every = {id(weight): weight for weight in model.parameters()}.values()
     trained = sum(weight.numel() for weight in every if weight.requires_grad)
-    need = 4 * (2 * 3 * trained + 2 * sum(weight.numel() for weight in every))
-    free = shutil.disk_usage(root).free
+    need = 4 * ((6 + 2 * with_best) * trained + 2 * sum(weight.numel() for weight in every))
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    free = shutil.disk_usage(root).free + there
     if need > free:
         raise ServiceUnavailable(
             f"checkpoints and policy need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "

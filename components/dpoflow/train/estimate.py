@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode  # where torch's own profilers take it from
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.attention import arguments, attending
 from dpoflow.policy.head import PART, SLICE
-from dpoflow.policy.layout import Group, lay_out
+from dpoflow.policy.layout import Group, LayoutName, lay_out
 from dpoflow.policy.logprobs import autocast, choose_layout, without_adapters
 from dpoflow.train.prepare import prepared
 
@@ -65,10 +66,10 @@ class Lengths:
     chosen: int
     rejected: int
 
-    @property
-    def fed(self) -> int:
-        """What goes through the trunk: the prompt once."""
-        return self.prompt + self.chosen + self.rejected - 2
+    def fed(self, layout: LayoutName) -> int:
+        """What goes through the trunk: the prompt once, or before each answer."""
+        prompts = 2 if layout == "concat" else 1
+        return prompts * self.prompt + self.chosen + self.rejected - 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Estimate:
     optimizer: float
     activations: float
     head: float
+    another: float
+    """Of the reference's weights, where it is another model: before training, beside the policy."""
     flops: float
     updates: int
 
@@ -89,7 +92,7 @@ class Estimate:
     def memory(self) -> float:
         """Bytes that one device needs."""
         kept = self.weights + self.gradients + self.optimizer + self.activations + self.head
-        return SPARE * kept
+        return SPARE * max(kept, self.weights + self.another)
 
     def hours(self, machine: Machine, devices: int) -> tuple[float, float]:
         """(at least, at most) on so many of these."""
@@ -106,14 +109,20 @@ def estimate(
     *,
     devices: int = 1,
     half: bool = True,
+    another_reference: bool = False,
 ) -> Estimate:
-    """For `num_pairs` pairs, of which `lengths` are a sample; `half`: products are bfloat16."""
-    worst = sorted(lengths, key=lambda each: each.fed, reverse=True)
+    """For `num_pairs` pairs, of which `lengths` are a sample; `half`: products are bfloat16.
+
+    `another_reference`: it is another model than the one that is trained.
+    """
+    worst = sorted(lengths, key=lambda each: each.fed("packed"), reverse=True)
     batch = max(1, knobs.batch_size // devices)
     with FakeTensorMode():
         # Without adapters: those keep what the frozen weights beneath them need not.
         bare = knobs.model_copy(update={"compile": False, "method": "full"})
-        activations = kept_bytes(_prepared(config, bare), worst[:batch], half=half)
+        bare_model = _prepared(config, bare)
+        layout = choose_layout(bare_model, knobs.layout)
+        activations = kept_bytes(bare_model, worst[:batch], layout, half=half)
     with torch.device("meta"):
         model = _prepared(config, knobs.model_copy(update={"compile": False}))
     plain = without_adapters(model)
@@ -122,24 +131,31 @@ def estimate(
     trained = sum(weight.numel() for weight in every if weight.requires_grad)
     total = sum(weight.numel() for weight in every)
     products = _products(plain.base_model)
-    fed = sum(each.fed for each in lengths) / len(lengths)
+    fed = sum(each.fed(layout) for each in lengths) / len(lengths)
     answered = sum(each.chosen + each.rejected for each in lengths) / len(lengths)
     split = devices if knobs.sharding == "fsdp" else 1
-    frozen, looks = knobs.method == "lora", num_pairs * knobs.epochs
-    # Forward 2, backward 2 for the input and 2 for the weight; the reference is asked once.
-    passes = (4 if frozen else 6) * looks + 2 * num_pairs
-    again = 2 * looks if knobs.activation_checkpointing else 0
+    frozen, num_watched = knobs.method == "lora", num_pairs * knobs.heldout_fraction
+    learnt = (num_pairs - num_watched) * knobs.epochs
+    # Forward 2, backward 2 for the input and 2 for the weight.
+    passes = (4 if frozen else 6) * learnt + 2 * num_watched * knobs.heldout_looks
+    if knobs.loss == "kto":  # and forward through the answers to other prompts
+        passes += 2 * (learnt + num_watched * knobs.heldout_looks)
+    if knobs.loss not in REFERENCE_FREE:  # asked once, and about those answers, too
+        passes += (4 if knobs.loss == "kto" else 2) * num_pairs
+    again = 2 * learnt if knobs.activation_checkpointing else 0
+    weights = _weight_bytes(total, products, knobs) / split + (2 * products if half else 0)
     return Estimate(
         parameters=total,
         trained=trained,
-        weights=_weight_bytes(total, products, knobs) / split + (2 * products if half else 0),
+        weights=weights,
         gradients=4 * trained / split,
         optimizer=8 * trained / split,
         activations=activations,
         head=4.0 * min(SLICE if frozen else PART, int(answered * batch) * len(head))
         + (0 if frozen else 4.0 * head.numel()),
+        another=weights if another_reference else 0.0,
         flops=fed * products * (passes + again) + answered * head.numel() * passes,
-        updates=max(1, round(looks / (knobs.batch_size * knobs.gradient_accumulation))),
+        updates=max(1, round(learnt / (knobs.batch_size * knobs.gradient_accumulation))),
     )
 
 
@@ -169,7 +185,7 @@ def _weight_bytes(total: int, products: int, knobs: TrainConfig) -> float:
     return 4.0 * total
 
 
-def kept_bytes(model: Any, lengths: Sequence[Lengths], *, half: bool) -> int:
+def kept_bytes(model: Any, lengths: Sequence[Lengths], layout: LayoutName, *, half: bool) -> int:
     """What autograd keeps of a forward pass over a batch of such pairs, weights aside."""
     own = {id(weight) for weight in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -180,7 +196,6 @@ def kept_bytes(model: Any, lengths: Sequence[Lengths], *, half: bool) -> int:
             kept[id(base)] = base  # held, so that no other gets its id
         return tensor
 
-    layout = choose_layout(model, "auto")
     groups = [Group((0,) * n.prompt, ((0,) * n.chosen, (0,) * n.rejected)) for n in lengths]
     batch = lay_out(groups, layout)
     with (

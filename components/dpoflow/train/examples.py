@@ -48,19 +48,26 @@ class Examples:
         )
 
 
-def strangers(groups: Sequence[Group], seed: int) -> list[Group]:
-    """Each prompt with the answers of the next pair, in an order of its own, that asks another."""
-    order = list(range(len(groups)))
+def strangers(
+    groups: Sequence[Group], among: Sequence[Group], seed: int, *, longest: int
+) -> list[Group]:
+    """Each prompt with the answers of the next pair of `among` that asks another, cut to fit.
+
+    The order is of its own; `longest` is of prompt and answer, in tokens.
+    """
+    order = list(range(len(among)))
     random.Random(f"{seed}:strangers").shuffle(order)  # noqa: S311  # an order, no secret
-    found: dict[int, Group] = {}
-    for at, place in enumerate(order):
-        prompt = groups[place].prompt
-        others = (groups[order[(at + step) % len(order)]] for step in range(1, len(order)))
+    starts = {place: at for at, place in enumerate(order)}
+    found: list[Group] = []
+    for place, group in enumerate(groups):
+        prompt, at = group.prompt, starts.get(place, 0)
+        others = (among[order[(at + step) % len(order)]] for step in range(1, len(order) + 1))
         other = next((group for group in others if group.prompt != prompt), None)
         if other is None:
             raise DataRejected(
                 "train.loss kto measures how far the policy moved on answers to other prompts, and "
                 "every pair has the same prompt; add other prompts, or use another train.loss"
             )
-        found[place] = Group(prompt, other.answers)
-    return [found[place] for place in range(len(groups))]
+        room = max(1, longest - len(prompt))
+        found.append(Group(prompt, tuple(answer[:room] for answer in other.answers)))
+    return found

@@ -13,7 +13,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from dpoflow.contracts.objectives import REFERENCE_FREE
+from dpoflow.contracts.objectives import BY_TOKEN, REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.head import TokenScores
 from dpoflow.policy.layout import Batch
@@ -24,8 +24,11 @@ from dpoflow.train.losses import Scored, sft_loss
 def rewards(of: Scored, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Implicit rewards of (chosen_B, rejected_B): beta times the log-ratio to the reference.
 
-    Without a reference, beta times nats a token (Meng et al. 2024, eq. 4).
+    A token's, for objectives that compare answers by it. Without a reference, beta times nats a
+    token (Meng et al. 2024, eq. 4).
     """
+    if config.loss in BY_TOKEN:
+        of = of.by_token()
     if config.loss in REFERENCE_FREE:
         mean = of.by_token()
         return config.beta * mean.chosen_B, config.beta * mean.rejected_B

@@ -17,7 +17,7 @@ from dpoflow.contracts.errors import ConfigError
 from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import RUNNER_PID
-from dpoflow.train.outcome import Job, cause
+from dpoflow.train.outcome import SHUTDOWN_S, Job, cause
 from dpoflow.train.preemption import Preemption
 
 
@@ -64,7 +64,8 @@ def _torchrun(job: Job, path: Path) -> None:
     many = job.config.processes or _num_gpus() or 1
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(many), "-m", "dpoflow.train.work", str(path)),
+        *("--nproc-per-node", str(many), "--shutdown-timeout", str(SHUTDOWN_S)),
+        *("-m", "dpoflow.train.work", str(path)),
     ]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // many))
     environment = {
@@ -74,6 +75,7 @@ def _torchrun(job: Job, path: Path) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     log = job.state / "torchrun.log"
+    before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as out, Preemption() as preemption:
         group = subprocess.Popen(  # noqa: S603  # this very interpreter
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment
@@ -83,7 +85,7 @@ def _torchrun(job: Job, path: Path) -> None:
         finally:
             group.kill()
     if group.returncode:
-        raise cause(job, f"torchrun ended with {group.returncode}: {_last_line(log)}")
+        raise cause(job, f"torchrun ended with {group.returncode}: {_last_line(log, before)}")
 
 
 def _await(group: "subprocess.Popen[bytes]", preemption: Preemption) -> None:
@@ -102,7 +104,14 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    told = [line for line in lines if "Error" in line or "Signal" in line]
+def _last_line(log: Path, before: int) -> str:
+    """Of this attempt, whose log begins at byte `before`."""
+    text = log.read_bytes()[before:].decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # torchrun ends with an error of its own, which only says that there was one.
+    told = [
+        line
+        for line in lines
+        if ("Error" in line or "Signal" in line) and "ChildFailedError" not in line
+    ]
     return f"{(told or lines or ['nothing said'])[-1][:300]} (all of it: {log})"

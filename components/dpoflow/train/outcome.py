@@ -15,6 +15,9 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import BY_NAME, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.spec import TrainConfig
 
+SHUTDOWN_S = 600
+"""What processes have to end the update at hand and write a checkpoint, once told to stop."""
+
 
 class Job(Contract):
     """All that a training process needs to know."""
@@ -63,9 +66,9 @@ def finished(job: Job) -> Outcome | None:
     return Outcome.model_validate_json(path.read_text("utf-8")) if path.is_file() else None
 
 
-def leave_error(job: Job, error: DpoflowError) -> None:
+def leave_error(job: Job, error: Exception) -> None:
     """For whoever started the process; what the others then run into is not the cause."""
-    with suppress(FileExistsError), job.error.open("x") as out:
+    with suppress(FileExistsError), job.error.open("x", encoding="utf-8") as out:
         out.write(f"{type(error).__name__}: {error}")
 
 
@@ -78,4 +81,6 @@ def cause(job: Job, otherwise: str) -> DpoflowError:
             f"a training process was lost ({otherwise}); the same command goes on from the last "
             "checkpoint"
         )
+    if kind not in BY_NAME:
+        return DpoflowError(f"a training process ended with a bug of ours: {kind}: {text}")
     return BY_NAME[kind](text)

@@ -92,15 +92,31 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
         ) from None
 
 
+def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) -> int:
+    """Tokens that a prompt and an answer may have: as the spec says, if the model can read that."""
+    reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if reads is None or config.max_tokens <= reads:
+        return config.max_tokens
+    events.say(
+        f"the model reads {reads} tokens at most: train.max_tokens {config.max_tokens} is taken "
+        "for that"
+    )
+    return int(reads)
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerBase, path: Path, config: TrainConfig, events: Events
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    config: TrainConfig,
+    max_tokens: int,
+    events: Events,
 ) -> tuple[EncodedPairs, dict[str, int]]:
     """Pairs as tokens, and how many were left out by reason."""
     encoded = EncodedPairs()
     dropped: Counter[str] = Counter()
     for pair in read_parquet(path, PreferencePair):
         made = (
-            encode_pair(tokenizer, pair, config.max_tokens, config.too_long)
+            encode_pair(tokenizer, pair, max_tokens, config.too_long)
             if pair.label == "preferred"
             else f"label_{pair.label}"
         )
@@ -117,7 +133,7 @@ def encode(
     if dropped:
         events.say(f"dropped {dropped.total()} of {dropped.total() + len(encoded)} pairs: {why}")
     if encoded.num_cut:
-        events.say(f"cut {encoded.num_cut} of {len(encoded)} pairs to {config.max_tokens} tokens")
+        events.say(f"cut {encoded.num_cut} of {len(encoded)} pairs to {max_tokens} tokens")
     return encoded, dict(sorted(dropped.items()))
 
 

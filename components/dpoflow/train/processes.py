@@ -1,7 +1,8 @@
 """The processes that train together, as one of them sees the others.
 
 Reads   RANK, WORLD_SIZE and the like, as torchrun sets them
-Gives   `joined`, `rank`, `size`, `share`, `gather`, `add_up`, `agreed`
+Gives   `joined`, `rank`, `size`, `share`, `gather`, `add_up`, `agreed`,
+        `is_of_another`
 Not     how processes are started (launch.py), how weights are split among them (shard.py)
 
 Alone, each of these costs nothing and changes nothing. Talk between processes that is not gradients
@@ -16,6 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from dpoflow.contracts.errors import ConfigError
+
 Thing = TypeVar("Thing")
 
 
@@ -26,13 +29,26 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if mine >= there:
+            raise ConfigError(
+                f"train.processes asks for more than the {there} GPUs of this machine; each "
+                "process takes one: lower it, or leave it out"
+            )
+        device = torch.device("cuda", mine)
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     finally:
         distributed.destroy_process_group()
+
+
+def is_of_another(error: Exception) -> bool:
+    """Whether this is what a process sees when another one is lost."""
+    said = str(error).lower()
+    lost = ("connection closed", "connection reset", "connection refused", "broken pipe", "nccl")
+    return isinstance(error, distributed.DistError) or any(word in said for word in lost)
 
 
 def _together() -> bool:

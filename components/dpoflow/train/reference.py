@@ -5,29 +5,31 @@ Gives   `reference_logps`: log p of every token, kept under `ROOT/reference/KEY.
 Not     the policy's own log-probabilities (trainer.py)
 
 KEY is the digest of the model's folder (weights, tokenizer, template), the tokens as they lie in
-batches, the layout and the type of products: everything the numbers depend on, and nothing else, so
-that runs with other learning rates, betas, objectives or homes share them. Batches belong to it
+batches, the layout, the type of products, the device and torch's version: everything the numbers
+depend on, and nothing else, so that runs with other learning rates, betas or objectives share them.
+Batches belong to it
 because bfloat16 rounds a row differently in other company: computed as in training, policy and
 reference agree on the first batch to the last bit, and the first loss is ln 2.
 """
 
 import hashlib
 import itertools
-import os
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.errors import DataRejected, ServiceUnavailable
 from dpoflow.policy.attention import attending
 from dpoflow.policy.dtype import name_of
 from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import Group, LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, autocast, device_of
+from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.train import processes
 from dpoflow.train.plan import Batch
@@ -60,24 +62,34 @@ def reference_logps(
     dtype: torch.dtype,
     keep: Path,
     events: Events,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> ReferenceLogps:
     """Those of `keep` if all that they depend on is the same, else computed and kept there.
 
-    `scorer` is called only if the reference must be asked.
+    `scorer` is called only if the reference must be asked. ServiceUnavailable once `stopped`.
     """
     path = kept_at(
         groups, batches, model_digest=model_digest, layout=layout, dtype=dtype, keep=keep
     )
-    if processes.agreed(path.is_file()):
-        events.say(f"reference log-probabilities {path.stem[:12]} are there", phase="reference")
-        return ReferenceLogps(groups, load_file(path)["logps"])
-    flat = _computed(scorer(), groups, batches, layout, dtype, events)
-    if processes.rank() == 0:
-        keep.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.draft")
-        save_file({"logps": flat}, draft)
-        draft.replace(path)
+    flat = processes.agreed(_kept(path, events))
+    if flat is None:
+        flat = _computed(scorer(), groups, batches, layout, dtype, events, stopped)
+        if processes.rank() == 0:
+            files.replace(path, lambda draft: save_file({"logps": flat}, draft))
     return ReferenceLogps(groups, flat)
+
+
+def _kept(path: Path, events: Events) -> Tensor | None:
+    """What was kept; what a failing disk left of it is computed again."""
+    if processes.rank() or not path.is_file():
+        return None
+    try:
+        flat = load_file(path)["logps"]
+    except (SafetensorError, KeyError) as error:
+        events.say(f"{path} is damaged ({error}): asking the reference again", phase="reference")
+        return None
+    events.say(f"reference log-probabilities {path.stem[:12]} are there", phase="reference")
+    return flat
 
 
 def kept_at(
@@ -91,7 +103,9 @@ def kept_at(
 ) -> Path:
     """Where they lie once somebody has asked for them."""
     shares = [processes.share(batch, rank) for batch in batches for rank in range(processes.size())]
-    key = _key(groups, shares, f"{model_digest} {layout} {name_of(dtype)}")
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    way = f"{layout} {name_of(dtype)} {here} {torch.__version__}"
+    key = _key(groups, shares, f"{model_digest} {way}")
     return keep / f"{key}.safetensors"
 
 
@@ -103,6 +117,7 @@ def _computed(
     layout: LayoutName,
     dtype: torch.dtype,
     events: Events,
+    stopped: Callable[[], bool],
 ) -> Tensor:
     sizes = [sum(map(len, group.answers)) for group in groups]
     flat, asked = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
@@ -125,6 +140,11 @@ def _computed(
             parts[place].copy_(logps)
             known[place].fill_(1.0)
         num_done += len(places)
+        if stopped():
+            raise ServiceUnavailable(
+                f"stopped by SIGTERM after the reference was asked about {num_done} of {num_pairs} "
+                "pairs; the same command asks about them again"
+            )
         events.progress("reference", num_done, num_pairs, unit="pairs")
     flat, asked = processes.add_up(flat), processes.add_up(asked)
     return flat.masked_fill_(asked == 0, torch.nan)

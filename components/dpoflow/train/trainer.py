@@ -7,6 +7,7 @@ Shapes  B pairs in the batch, N answer tokens
 """
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from dpoflow.contracts.base import Contract
-from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.head import Expectation
@@ -28,13 +29,18 @@ from dpoflow.policy.layout import LayoutName, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint, processes
-from dpoflow.train.alarms import Alarms
+from dpoflow.train.alarms import Alarms, Memory
 from dpoflow.train.examples import Examples
 from dpoflow.train.figures import Figures, peak_mib
 from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
 from dpoflow.train.plan import Update, in_order
 from dpoflow.train.preemption import Preemption
 from dpoflow.train.shard import whole
+
+_BEST = "best-"
+_NEVER = (-1, 0.0)
+_FIRST_GAP = 1e-2
+"""Nats between a policy and the same weights as its reference that rounding cannot explain."""
 
 
 class Notes(Contract):
@@ -44,13 +50,14 @@ class Notes(Contract):
     last_loss: float
     seconds: float
     """Spent on updates, in all attempts that count."""
-    margins: dict[int, float]
-    """Place of a pair to its reward margin when it was last seen."""
+    margins: dict[int, tuple[int, float]]
+    """Place of a pair to the update it was last seen in, and its reward margin then."""
     best_margin: float | None = None
     """The largest held-out one, where training may stop early."""
     best_update: int = 0
     looks_since: int = 0
     """Held-out looks since then."""
+    alarms: Memory = Memory()
 
 
 class DpoTrainer(Trainer):
@@ -88,7 +95,7 @@ class DpoTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._first_loss: float | None = None
         self._last_loss, self._seconds = math.nan, 0.0
-        self._margins: dict[int, float] = {}
+        self._margins: dict[int, tuple[int, float]] = {}
         self._best_margin: float | None = None
         self._best_update = self._looks_since = 0
         self.policy, self._updates = scorer.model, planned
@@ -155,7 +162,10 @@ class DpoTrainer(Trainer):
             tokens_N = reference.tokens_of(places) if reference else None
             margin_B = self._figures.add(config, batch, of, scores, tokens_N, loss_B)
             if learning:
-                self._margins.update(zip(places, margin_B.tolist(), strict=True))
+                update, margins = self.state.global_step, margin_B.tolist()
+                self._margins |= {
+                    place: (update, margin) for place, margin in zip(places, margins, strict=True)
+                }
         return loss_B + supervised_B
 
     def _terms(self, of: Scored) -> tuple[Tensor, Tensor]:
@@ -198,23 +208,30 @@ class DpoTrainer(Trainer):
             )
         if self._first_loss is None and self._starts_at_reference:
             gap = (of.policy_margin - of.reference_margin).detach().abs().max().item()
-            assert gap < 1e-2, f"policy and reference differ by {gap} nats before any update"
+            if gap >= _FIRST_GAP:
+                raise ConfigError(
+                    f"policy and reference are the same weights and differ by {gap:.3g} nats on "
+                    "pairs before any update: what is kept of the reference was computed in "
+                    "another way; remove the home's folder reference/, and set train.dtype float32 "
+                    "if it comes again"
+                )
 
     def notes(self) -> Notes:
         """What happened so far."""
         assert self._first_loss is not None, "nothing was trained yet"
+        margins: dict[int, tuple[int, float]] = {}
+        for each in processes.gather(self._margins):
+            # Another process may have had the pair in an earlier epoch.
+            margins |= {at: told for at, told in each.items() if told > margins.get(at, _NEVER)}
         return Notes(
             first_loss=self._first_loss,
             last_loss=self._last_loss,
             seconds=self._seconds,
-            margins={
-                place: each
-                for one in processes.gather(self._margins)
-                for place, each in one.items()
-            },
+            margins=margins,
             best_margin=self._best_margin,
             best_update=self._best_update,
             looks_since=self._looks_since,
+            alarms=self._alarms.memory,
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -262,26 +279,31 @@ class DpoTrainer(Trainer):
         self._events.metrics(update, values, phase="training")
         if self._config.early_stop is not None:
             self._stop_in_time(update, values["heldout/reward_margin"])
+        # Else the Trainer looks again where a look and the end of the epoch fall together.
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, values
+        )
         return values
 
     def _stop_in_time(self, update: int, margin: float) -> None:
         if self._best_margin is None or margin > self._best_margin:
             self._best_margin, self._best_update, self._looks_since = margin, update, 0
-            checkpoint.save_weights(self.best, self.policy)
+            checkpoint.save_weights(self.best_at(update), self.policy)
             return
         self._looks_since += 1
         if self._looks_since >= (self._config.early_stop or 0):
             self.stopped_early = self.control.should_training_stop = True
+            # A checkpoint from here would be one to go on from; killed now, it stops here again.
+            self.control.should_save = False
             self._events.say(
                 f"stopped early after update {update}: the held-out margin was largest "
                 f"({self._best_margin:.3f}) after update {self._best_update}",
                 phase="training",
             )
 
-    @property
-    def best(self) -> Path:
-        """Where the weights of the best look lie."""
-        return self._folder.with_name("best")
+    def best_at(self, update: int) -> Path:
+        """Where the weights of the best look lie: a checkpoint names the update."""
+        return self._folder.with_name(f"{_BEST}{update}")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: our inputs are not the model's own."""
@@ -310,6 +332,10 @@ class DpoTrainer(Trainer):
             trainer_state=self.state,
             notes=self.notes().model_dump(mode="json"),
         )
+        if processes.rank() == 0:  # no checkpoint speaks of earlier ones any more
+            kept = self.best_at(self._best_update)
+            for older in set(self._folder.parent.glob(f"{_BEST}*")) - {kept}:
+                shutil.rmtree(older, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint.load_weights(Path(resume_from_checkpoint), self.policy)
@@ -317,7 +343,7 @@ class DpoTrainer(Trainer):
         self._first_loss, self._last_loss = notes.first_loss, notes.last_loss
         self._seconds, self._margins = notes.seconds, dict(notes.margins)
         self._best_margin, self._best_update = notes.best_margin, notes.best_update
-        self._looks_since = notes.looks_since
+        self._looks_since, self._alarms = notes.looks_since, Alarms(notes.alarms)
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
         if folder is not None:

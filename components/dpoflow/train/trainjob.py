@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.images import GPU
 from dpoflow.state.events import Events
-from dpoflow.train.outcome import Job, cause
+from dpoflow.train.outcome import SHUTDOWN_S, Job, cause
 from dpoflow.train.preemption import Preemption
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -46,7 +46,9 @@ def manifest(job: Job, path: Path) -> dict[str, Any]:
     trainer: dict[str, Any] = {
         "image": os.environ.get("DPOFLOW_IMAGE", GPU),
         "command": ["torchrun"],
-        "args": ["-m", "dpoflow.train.work", str(path)],
+        "args": [
+            *("--shutdown-timeout", str(SHUTDOWN_S), "-m", "dpoflow.train.work", str(path)),
+        ],
         "numNodes": knobs.nodes,
         "numProcPerNode": job.config.processes or knobs.gpus or 1,
     }
@@ -121,17 +123,24 @@ class _Watch:
         try:
             self._await()
         except BaseException:
-            with suppress(DpoflowError):  # what went wrong first is what counts
-                self._cluster.delete(self._name)
+            # Where the cluster itself is away the job may be in the best of health: the next
+            # attempt adopts it.
+            if not self._cluster.away:
+                with suppress(DpoflowError):  # what went wrong first is what counts
+                    self._cluster.delete(self._name)
             raise
         self._cluster.delete(self._name)  # TrainJobs are not cleaned up by themselves
 
     def _submit(self) -> None:
         found = self._cluster.read(self._name)
-        if found is not None and state_of(found) in ("failed", "complete"):
-            self._cluster.delete(self._name)  # it failed, or its outcome is gone: another try
+        if found is not None and (
+            state_of(found) in ("failed", "complete") or found["metadata"].get("deletionTimestamp")
+        ):
+            # It failed, its outcome is gone, or it is going away itself: another try.
+            self._cluster.delete(self._name)
             found = None
         if found is not None:
+            self._cluster.adopt(self._name)
             self._events.say(f"going on with TrainJob {self._name} of an earlier attempt")
         elif self._cluster.create(manifest(self._job, self._path)):
             self._events.say(f"TrainJob {self._name} created in {self._cluster.namespace}")
@@ -190,6 +199,10 @@ class _Cluster:
     """The few things that are asked of the Kubernetes API."""
 
     interval_s = float(os.environ.get("DPOFLOW_TRAINJOB_POLL_S", "5"))
+    patience_s = float(os.environ.get("DPOFLOW_TRAINJOB_DELETE_S", "300"))
+    """How long a job that was deleted may take to be gone."""
+    away = False
+    """Whether the API itself stopped answering."""
 
     def __enter__(self) -> Self:
         from kubernetes import client
@@ -205,9 +218,34 @@ class _Cluster:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """What the API refuses is the platform's to allow; that it is away will pass."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ApiException as error:
+            text = f"the cluster did not {what} ({error.status} {error.reason})"
+            if error.status in (401, 403):
+                raise ConfigError(
+                    f"{text}; the service account needs get, create, patch and delete on "
+                    f"{PLURAL}.{GROUP}, and get and list on pods and their logs"
+                ) from None
+            if not _passing(error.status):
+                raise ConfigError(f"{text}: {str(error.body)[:300]}") from None
+            self.away = True
+            raise ServiceUnavailable(f"{text}; try again later") from None
+        except HTTPError as error:
+            self.away = True
+            raise ServiceUnavailable(
+                f"the cluster did not {what} ({type(error).__name__}); try again later"
+            ) from None
+
     def read(self, name: str) -> dict[str, Any] | None:
         """The TrainJob, or None where there is none."""
-        with _explained("read the TrainJob"):
+        with self._explained("read the TrainJob"):
             found: dict[str, Any] | None = self._ask(
                 lambda: self._jobs.get_namespaced_custom_object(*self._where(name))
             )
@@ -217,7 +255,7 @@ class _Cluster:
         """Whether it was created; False where another attempt was quicker."""
         from kubernetes.client import ApiException
 
-        with _explained("create a TrainJob"):
+        with self._explained("create a TrainJob"):
             try:
                 self._jobs.create_namespaced_custom_object(
                     GROUP, VERSION, self.namespace, PLURAL, body
@@ -230,19 +268,36 @@ class _Cluster:
 
     def delete(self, name: str) -> None:
         """Away with it and its pods, and wait until it is: its name will be used again."""
-        with _explained("delete the TrainJob"):
+        with self._explained("delete the TrainJob"):
             self._ask(
                 lambda: self._jobs.delete_namespaced_custom_object(
                     *self._where(name), propagation_policy="Foreground"
                 )
             )
-        deadline = time.monotonic() + 120
-        while self.read(name) is not None and time.monotonic() < deadline:
+        deadline = time.monotonic() + self.patience_s
+        while self.read(name) is not None:
+            if time.monotonic() > deadline:
+                raise ServiceUnavailable(
+                    f"TrainJob {name} was deleted and is still there after {self.patience_s:g} s; "
+                    "look at what holds it (kubectl describe), then give the same command again"
+                )
             time.sleep(min(1.0, self.interval_s))
+
+    def adopt(self, name: str) -> None:
+        """It belongs to this pod from now on: the one that made it is gone, or will be."""
+        owner = _owner()
+        if owner:
+            with self._explained("patch the TrainJob"):
+                self._ask(
+                    lambda: self._jobs.patch_namespaced_custom_object(
+                        *self._where(name), {"metadata": owner}
+                    )
+                )
 
     def last_lines(self, name: str) -> str:
         """What its pods printed last; empty where nobody can tell any more."""
         from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
 
         try:
             pods = self._pods.list_namespaced_pod(
@@ -252,7 +307,7 @@ class _Cluster:
                 f"{pod.metadata.name}: {' | '.join(self._log(pod.metadata.name))}"
                 for pod in pods.items
             ]
-        except (ApiException, OSError):
+        except (ApiException, HTTPError, OSError):
             return ""
         return "; ".join(told)
 
@@ -274,7 +329,7 @@ class _Cluster:
             except ApiException as error:
                 if error.status == 404:  # HTTP's Not Found
                     return None
-                if error.status < 500 or attempt == PATIENCE:
+                if not _passing(error.status) or attempt == PATIENCE:
                     raise
             except HTTPError:
                 if attempt == PATIENCE:
@@ -283,28 +338,9 @@ class _Cluster:
         raise AssertionError("every way out of the loop was taken")
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """What the API refuses is the platform's to allow; that it is away will pass."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except ApiException as error:
-        text = f"the cluster did not {what} ({error.status} {error.reason})"
-        if error.status in (401, 403):
-            raise ConfigError(
-                f"{text}; the service account needs get, create and delete on {PLURAL}.{GROUP}, "
-                "and get and list on pods and their logs"
-            ) from None
-        if error.status < 500:
-            raise ConfigError(f"{text}: {str(error.body)[:300]}") from None
-        raise ServiceUnavailable(f"{text}; try again later") from None
-    except HTTPError as error:
-        raise ServiceUnavailable(
-            f"the cluster did not {what} ({type(error).__name__}); try again later"
-        ) from None
+def _passing(status: int) -> bool:
+    """Whether an HTTP status is one of a server that is away or busy."""
+    return status >= 500 or status in (408, 429)
 
 
 def _load(settings: Any) -> str:

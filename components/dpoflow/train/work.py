@@ -38,7 +38,7 @@ from dpoflow.train.examples import Examples, strangers
 from dpoflow.train.outcome import Job, Outcome, leave_error
 from dpoflow.train.plan import Batch, first_look, in_order, plan
 from dpoflow.train.preemption import Preemption
-from dpoflow.train.prepare import encode, prepared, watched, without_dropout
+from dpoflow.train.prepare import encode, longest_pair, prepared, watched, without_dropout
 from dpoflow.train.reference import ReferenceLogps, reference_logps
 from dpoflow.train.shard import shard
 from dpoflow.train.trainer import DpoTrainer
@@ -52,8 +52,15 @@ Ask = Callable[[Sequence[Group], Sequence[Batch]], ReferenceLogps]
 
 def work(job: Job) -> None:
     """Train as `job` says, alone or as one of several processes."""
-    with Preemption() as preemption, processes.joined(_device(job.config)) as device:
-        _Work(job, device, preemption).run()
+    try:
+        with Preemption() as preemption, processes.joined(_device(job.config)) as device:
+            _Work(job, device, preemption).run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"training does not fit the GPU ({str(error).splitlines()[0]}); lower train.batch_size "
+            "and raise train.gradient_accumulation by as much, set train.activation_checkpointing, "
+            "or shard over more GPUs: dpoflow plan estimates what is needed"
+        ) from None
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -88,17 +95,18 @@ class _Work:
         self._events.say(f"training on {self._device.type}{among}")
         torch.manual_seed(config.seed)
         start, tokenizer = self._load(self._job.init)
-        encoded, dropped = encode(
-            tokenizer, self._job.pairs / "train.parquet", config, self._events
-        )
+        self._longest = longest_pair(start, config, self._events)
+        train = self._job.pairs / "train.parquet"
+        encoded, dropped = encode(tokenizer, train, config, self._longest, self._events)
         learnt, kept_out = watched(encoded, config.heldout_fraction, config.seed)
         known = self._state.root / "dtype.json"
-        self._dtype = processes.agreed(
-            choose(config.dtype, start, remember=known, device=self._device)
-        )
+        chosen = None
+        if processes.rank() == 0:  # the others' clocks may tell them otherwise
+            chosen = choose(config.dtype, start, remember=known, device=self._device)
+        self._dtype = processes.agreed(chosen) or torch.float32
         check_head(start)
         trained = prepared(start, config)
-        checkpoint.room_for(self._state.work, trained)
+        checkpoint.room_for(self._state.work, trained, with_best=config.early_stop is not None)
         self._layout = choose_layout(trained, config.layout)
         scorer = self._scorer(trained)
         updates = plan(
@@ -109,10 +117,12 @@ class _Work:
             seed=config.seed,
         )
         ask = self._reference(scorer, tokenizer)
-        examples = self._examples(learnt, first_look(updates), ask)
+        groups = Groups(learnt)
+        examples = self._examples(learnt, groups, first_look(updates), ask)
         heldout = None
         if kept_out:
-            heldout = self._examples(kept_out, in_order(len(kept_out), config.batch_size), ask)
+            order = in_order(len(kept_out), config.batch_size)
+            heldout = self._examples(kept_out, groups, order, ask)
         del ask  # and with it another model, if it was asked
         with attending(trained, self._layout):
             trainer = DpoTrainer(
@@ -169,22 +179,31 @@ class _Work:
                 (lambda: scorer) if self._starts_at_reference else another,
                 groups,
                 batches,
-                model_digest=f"{self._reference_digest} {self._config.lora.bits or ''}".strip(),
+                model_digest=" ".join(
+                    (
+                        self._reference_digest,
+                        f"{self._config.lora.bits or ''}",
+                        "compiled" * self._config.compile,
+                    )
+                ).strip(),
                 layout=self._layout,
                 dtype=self._dtype,
                 keep=self._state.root / "reference",
                 events=self._events,
+                stopped=lambda: any(processes.gather(self._preemption.asked)),
             )
 
         return ask
 
-    def _examples(self, pairs: EncodedPairs, batches: Sequence[Batch], ask: Ask) -> Examples:
+    def _examples(
+        self, pairs: EncodedPairs, learnt: Groups, batches: Sequence[Batch], ask: Ask
+    ) -> Examples:
         ids, groups = pairs.ids, Groups(pairs)
         if self._config.loss in REFERENCE_FREE:
             return Examples(ids, groups, reference=None)
         if self._config.loss != "kto":
             return Examples(ids, groups, ask(groups, batches))
-        others = strangers(groups, self._config.seed)
+        others = strangers(groups, learnt, self._config.seed, longest=self._longest)
         return Examples(ids, groups, ask(groups, batches), others, ask(others, batches))
 
     def _train(self, trainer: DpoTrainer) -> None:
@@ -211,12 +230,12 @@ class _Work:
     ) -> None:
         notes, best = trainer.notes(), None
         if notes.best_margin is not None:
-            checkpoint.load_weights(trainer.best, trainer.policy)
             best = notes.best_update
+            checkpoint.load_weights(trainer.best_at(best), trainer.policy)
         outcome = Outcome(
             first_loss=notes.first_loss,
             last_loss=notes.last_loss,
-            accuracy=sum(margin > 0 for margin in notes.margins.values()) / len(notes.margins),
+            accuracy=sum(margin > 0 for _, margin in notes.margins.values()) / len(notes.margins),
             num_updates=trainer.state.global_step,
             best_update=best,
             dtype=name_of(self._dtype),
@@ -247,6 +266,10 @@ def main(path: Path) -> int:
     except DpoflowError as error:
         leave_error(job, error)
         return error.exit_code
+    except Exception as error:
+        if not processes.is_of_another(error):
+            leave_error(job, error)
+        raise
     return 0
 
 
