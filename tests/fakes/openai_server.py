@@ -69,7 +69,12 @@ class ScriptedServer:
     """`paid` counts the answers that were made, by request; `seen` every attempt."""
 
     def __init__(
-        self, script: Script, *, key: str | None = None, models: tuple[str, ...] = ()
+        self,
+        script: Script,
+        *,
+        key: str | None = None,
+        models: tuple[str, ...] = (),
+        port: int = 0,
     ) -> None:
         self.script, self.key, self.models = script, key, models
         self.paid: Counter[str] = Counter()
@@ -79,36 +84,47 @@ class ScriptedServer:
         self._answers: dict[str, bytes] = {}
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._port = 0
+        self.port = port
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self.serve, daemon=True).start()
+        self._thread = threading.Thread(target=self.serve, daemon=True)
+        self._thread.start()
         assert self._ready.wait(10)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
 
     def serve(self, said: Callable[[str], None] = lambda url: None) -> None:
         """Until the loop is stopped, in whatever thread calls."""
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(
-            asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=2048)
+            asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=2048)
         )
-        self._port = server.sockets[0].getsockname()[1]
+        self.port = server.sockets[0].getsockname()[1]
         said(self.base_url)
         self._ready.set()
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        finally:
+            server.close()
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()

@@ -83,7 +83,11 @@ class Cache:
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[None]]] = []
 
     def __enter__(self) -> Self:
-        self._thread.submit(self._told, self._open).result()
+        try:
+            self._thread.submit(self._told, self._open).result()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,8 +98,6 @@ class Cache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(self.path, isolation_level=None)
         self._database.execute("PRAGMA busy_timeout = 60000")
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version not in (0, VERSION):
             raise ConfigError(
@@ -103,6 +105,8 @@ class Cache:
                 f"one reads {VERSION}); nothing in it was touched: use that version, or move the "
                 "file away and pay for its answers again"
             )
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
         self._database.executescript(_TABLE)
         self._database.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -22,7 +22,7 @@ from typing import Any, Self
 import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_random_exponential
 
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.judges import EndpointConfig
@@ -136,7 +136,7 @@ class Endpoint:
             return reply
 
     async def _until_answered(self, request: Request) -> Reply:
-        growing = wait_exponential_jitter(initial=0.5, max=_LONGEST_PAUSE_S, jitter=1.0)
+        growing = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE_S)
 
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None

@@ -1,0 +1,360 @@
+"""Servers that are busy, broken or strict: what is asked again, what ends a step, what is kept."""
+
+import asyncio
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.openai_server import Action, Cut, Garbage, Hang, Refuse, Say, ScriptedServer
+from tests.judging import ASKED, asking, config, decide, honest
+
+from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
+from dpoflow.contracts.judges import BudgetConfig, EndpointConfig
+from dpoflow.endpoints.budget import Exhausted
+from dpoflow.endpoints.cache import Cache, Reply, Request
+
+GOOD, BAD = "quality=2", "quality=1"
+
+
+def first(fault: Action) -> Any:
+    """A script: this fault at each request's first attempt, then an honest answer."""
+    return lambda body, attempt: honest(body) if attempt else fault
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Refuse(500, "oops"),
+        Refuse(503, "overloaded"),
+        Refuse(429, "slow down", headers={"retry-after": "0.2"}),
+        Hang(),
+        Cut(),
+        Garbage(),
+        Garbage(b'{"choices": []}'),
+        Garbage(b'{"choices": [{"message": null}]}'),
+    ],
+    ids=lambda fault: f"{type(fault).__name__}{getattr(fault, 'status', '')}",
+)
+def test_whatever_is_busy_away_or_broken_is_asked_again(fault: Action, tmp_path: Path) -> None:
+    with ScriptedServer(first(fault)) as server:
+        judge = config(server, endpoint={"timeout_s": 0.5})
+        (outcome,) = decide(judge, tmp_path / "kept", [(GOOD, BAD)])
+
+    assert (outcome.label, outcome.winner) == ("preferred", "first")
+    assert sorted(server.seen.values()) == [2, 2]
+    assert sorted(server.paid.values()) == [1, 1]
+
+
+def test_retry_after_holds_every_request_back(tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            return Refuse(429, headers={"retry-after": "1"})
+        return honest(body)
+
+    with ScriptedServer(script) as server:
+        judge = config(server, endpoint={"concurrency": 1})
+        decide(judge, tmp_path / "kept", [(GOOD, BAD)])
+
+    assert times[1] - times[0] >= 0.99
+
+
+def test_a_server_that_never_answers_ends_the_step_and_keeps_what_was_paid(tmp_path: Path) -> None:
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        return Refuse(503) if "hopeless" in str(body) else honest(body)
+
+    couples = [(GOOD, BAD), (f"{GOOD} hopeless", BAD)]
+    with ScriptedServer(script) as server:
+        judge = config(server, endpoint={"patience_s": 1})
+        with pytest.raises(ServiceUnavailable, match=r"did not answer in 1 s of trying: HTTP 503"):
+            decide(judge, tmp_path / "kept", couples)
+        paid = sum(server.paid.values())
+        decide(judge, tmp_path / "kept", couples[:1])
+
+    assert paid == 2
+    assert sum(server.paid.values()) == 2, "nothing is paid twice"
+
+
+@pytest.mark.parametrize(
+    ("refused", "kind", "message"),
+    [
+        (Refuse(400, "unknown field response_format"), ConfigError, "HTTP 400.*response_format"),
+        (Refuse(404, "no such model"), ConfigError, "does not know model judge"),
+        (Refuse(403, "not yours"), ConfigError, "refuses a request without a key"),
+        (
+            Refuse(429, "you exceeded your current quota", "insufficient_quota"),
+            ServiceUnavailable,
+            "has no quota left",
+        ),
+    ],
+)
+def test_what_would_fail_the_same_way_again_ends_the_step_at_once(
+    refused: Refuse, kind: type[DpoflowError], message: str, tmp_path: Path
+) -> None:
+    with (
+        ScriptedServer(lambda body, attempt: refused) as server,
+        pytest.raises(kind, match=message),
+    ):
+        decide(config(server), tmp_path / "kept", [(GOOD, BAD)])
+
+    assert max(server.seen.values()) == 1
+
+
+def test_a_prompt_that_is_too_long_for_the_model_is_no_verdict_and_no_error(tmp_path: Path) -> None:
+    said = "This model's maximum context length is 512 tokens."
+
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        return (
+            Refuse(400, said, "context_length_exceeded") if len(str(body)) > 3000 else honest(body)
+        )
+
+    with ScriptedServer(script) as server:
+        short, long = decide(
+            config(server), tmp_path / "kept", [(GOOD, BAD), (GOOD + "x" * 3000, BAD)]
+        )
+
+    assert (short.label, long.label) == ("preferred", "invalid")
+    assert "maximum context length" in (long.ballots[0].verdict.rationale or "")
+
+
+def test_a_request_longer_than_the_context_in_the_spec_is_not_sent(tmp_path: Path) -> None:
+    with ScriptedServer(honest) as server:
+        judge = config(server, endpoint={"context_tokens": 2000})
+        (outcome,) = decide(judge, tmp_path / "kept", [(GOOD + " and so on" * 4000, BAD)])
+
+    assert outcome.label == "invalid"
+    assert not server.seen
+
+
+def test_a_wrong_key_is_refused_and_never_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    with ScriptedServer(honest, key="another") as server:
+        judge = config(server, endpoint={"api_key_env": "JUDGE_KEY"})
+        with pytest.raises(ConfigError) as error:
+            decide(judge, tmp_path / "kept", [(GOOD, BAD)])
+
+    assert "refuses the key in JUDGE_KEY (HTTP 401)" in str(error.value)
+    assert "sk-very-secret" not in str(error.value)
+    assert b"sk-very-secret" not in b"".join(p.read_bytes() for p in tmp_path.iterdir())
+
+
+def test_the_right_key_is_sent_and_nothing_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    with ScriptedServer(honest, key="sk-very-secret") as server:
+        decide(config(server, endpoint={"api_key_env": "JUDGE_KEY"}), tmp_path / "a", [(GOOD, BAD)])
+    with ScriptedServer(honest) as server:
+        decide(config(server), tmp_path / "b", [(GOOD, BAD)])
+
+    assert all("sk-" not in str(headers) for headers in server.headers)
+
+
+def test_a_key_that_is_not_set_is_told_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with ScriptedServer(honest) as server:
+        judge = config(server, endpoint={"api_key_env": "JUDGE_KEY"})
+        with pytest.raises(ConfigError, match=r"JUDGE_KEY is not set.*export JUDGE_KEY="):
+            decide(judge, tmp_path / "kept", [(GOOD, BAD)])
+
+    assert not server.seen
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"api_key_env": "sk-very-secret"}, "must name an environment variable"),
+        ({"base_url": "http://me:secret@host/v1"}, "must hold no user, password or key"),
+        ({"base_url": "http://host/v1?api_key=secret"}, "must hold no user, password or key"),
+        ({"base_url": "file:///etc"}, "must be http"),
+    ],
+)
+def test_a_secret_in_a_spec_is_refused_without_being_printed(
+    knobs: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    from dpoflow.contracts.spec_file import load_spec
+
+    endpoint = {"base_url": "http://host/v1", "model": "m"} | knobs
+    lines = "".join(f"      {name}: '{value}'\n" for name, value in endpoint.items())
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "name: x\nmodel: ./m\ndata: {sources: [{uri: d.jsonl}]}\n"
+        f"evaluate:\n  judge:\n    kind: llm\n    endpoint:\n{lines}"
+    )
+
+    with pytest.raises(ConfigError, match=message) as error:
+        load_spec(spec)
+
+    assert "secret" not in str(error.value)
+    assert "evaluate.judge.endpoint" in str(error.value)
+
+
+def test_no_more_requests_are_in_flight_than_the_spec_allows(tmp_path: Path) -> None:
+    def slow(body: dict[str, Any], attempt: int) -> Action:
+        return Say(honest(body).text, after_s=0.05)  # type: ignore[union-attr]
+
+    with ScriptedServer(slow) as server:
+        couples = [(f"{GOOD} {n}", BAD) for n in range(20)]
+        decide(config(server, endpoint={"concurrency": 3}), tmp_path / "kept", couples)
+
+    assert server.most_in_flight == 3
+
+
+def test_requests_a_minute_are_kept_to(tmp_path: Path) -> None:
+    """A bucket of 60 that fills by one a second: 62 requests take two seconds at least."""
+    with ScriptedServer(honest) as server:
+        judge = config(server, endpoint={"requests_per_minute": 60})
+        began = time.monotonic()
+        decide(judge, tmp_path / "kept", [(f"{GOOD} {n}", BAD) for n in range(31)])
+
+    assert 1.9 <= time.monotonic() - began < 10
+
+
+def test_the_same_answers_are_asked_about_once_however_often_at_once(tmp_path: Path) -> None:
+    with ScriptedServer(honest) as server:
+        decide(config(server), tmp_path / "kept", [(GOOD, BAD)] * 10 + [(BAD, GOOD)] * 10)
+
+    assert sum(server.seen.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "bound"),
+    [({"requests": 5}, 1), ({"money": 0.1}, 0.016), ({"tokens": 2000}, 600)],
+)
+def test_a_budget_ends_the_asking_is_used_up_and_never_overrun(
+    budget: dict[str, Any], bound: float, tmp_path: Path
+) -> None:
+    """A verdict of at most 16 tokens, a thousandth each, on a question of less than 1,100 bytes."""
+    with ScriptedServer(honest) as server:
+        judge = config(server, endpoint={"price_output": 1000}, max_tokens=16)
+        limit = BudgetConfig.model_validate(budget)
+
+        async def run() -> tuple[list[object], Any]:
+            async with asking(judge, tmp_path / "kept", limit) as (judged, at):
+                told = await asyncio.gather(
+                    *(judged.decide(ASKED, f"{GOOD} {n}", BAD) for n in range(10)),
+                    return_exceptions=True,
+                )
+                return list(told), at.cache.spent()["judge"]
+
+        told, spent = asyncio.run(run())
+
+    assert any(isinstance(each, Exhausted) for each in told)
+    for name, most in budget.items():
+        assert most - bound < getattr(spent, name) <= most
+    assert sum(server.paid.values()) == spent.requests
+
+
+def test_a_budget_counts_what_an_earlier_attempt_spent(tmp_path: Path) -> None:
+    with ScriptedServer(honest) as server:
+        limit = BudgetConfig(requests=4)
+        decide(config(server), tmp_path / "kept", [(GOOD, BAD)], budget=limit)
+        decide(config(server), tmp_path / "kept", [(f"{GOOD}!", BAD)], budget=limit)
+        with pytest.raises(Exhausted, match="the budget of 4 requests has 0 left"):
+            decide(config(server), tmp_path / "kept", [(f"{GOOD}?", BAD)], budget=limit)
+
+    assert sum(server.paid.values()) == 4
+
+
+@pytest.mark.parametrize("knob", ["requests", "tokens", "money"])
+def test_a_budget_of_zero_is_refused(knob: str) -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        BudgetConfig.model_validate({knob: 0})
+
+
+def test_an_answer_is_on_the_disk_before_anybody_uses_it(tmp_path: Path) -> None:
+    """Seen by another connection the moment `keep` returns."""
+    request = Request(base_url="u", model="m", messages=(), parameters={}, template="t")
+    reply = Reply(text="yes", finish_reason="stop", tokens_read=1, tokens_written=2)
+
+    async def run() -> list[tuple[str]]:
+        with Cache(tmp_path / "kept", "me") as cache:
+            await cache.keep(request, reply, 0.5)
+            with sqlite3.connect(tmp_path / "kept") as other:
+                return other.execute("SELECT reply FROM replies").fetchall()
+
+    assert asyncio.run(run()) == [(reply.model_dump_json(),)]
+
+
+def test_answers_of_another_layout_are_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "kept") as old:
+        old.execute("PRAGMA user_version = 99")
+    before = (tmp_path / "kept").read_bytes()
+
+    with pytest.raises(ConfigError, match=r"another version of dpoflow \(layout 99"):
+        Cache(tmp_path / "kept", "me").__enter__()
+
+    assert (tmp_path / "kept").read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("not a database, " * 100)
+
+    with pytest.raises(ConfigError, match=r"is damaged.*move it away"):
+        Cache(tmp_path / "kept", "me").__enter__()
+
+
+def test_a_full_disk_is_told_and_what_was_paid_is_kept(tmp_path: Path) -> None:
+    """SQLite's own limit stands for the disk's: its error is the same."""
+
+    async def run() -> int:
+        with Cache(tmp_path / "kept", "me") as cache:
+            await cache._call(lambda: cache._database.execute("PRAGMA max_page_count = 20"))  # noqa: SLF001
+            for number in range(1000):
+                request = Request(
+                    base_url="u", model="m", messages=(), parameters={}, template="t", repeat=number
+                )
+                reply = Reply(text="y" * 900, finish_reason="stop", tokens_read=1, tokens_written=2)
+                with suppress(ServiceUnavailable):
+                    await cache.keep(request, reply, 0.0)
+                    continue
+                with pytest.raises(ServiceUnavailable, match="make room"):
+                    await cache.keep(request, reply, 0.0)
+                return number
+        raise AssertionError("the disk was never full")
+
+    kept = asyncio.run(run())
+    with sqlite3.connect(tmp_path / "kept") as database:
+        assert database.execute("SELECT COUNT(*) FROM replies").fetchone() == (kept,)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer(honest) as server:
+        decide(config(server), tmp_path / "kept", [(GOOD, BAD)])
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() - 86_400)
+        (outcome,) = decide(config(server), tmp_path / "kept", [(GOOD, BAD)])
+
+    assert outcome.winner == "first"
+    assert sum(server.seen.values()) == 2
+
+
+def test_the_way_to_a_model_is_no_part_of_its_answers() -> None:
+    """Another timeout or limit asks nothing again; another model or place does."""
+    one = EndpointConfig(base_url="http://a/v1/", model="m")
+    assert one.base_url == "http://a/v1"
+    asked = Request(base_url="u", model="m", messages=(), parameters={"t": 0}, template="t")
+    others = [
+        asked.model_copy(update=changed)
+        for changed in (
+            {"base_url": "v"},
+            {"model": "n"},
+            {"parameters": {"t": 1}},
+            {"template": "u"},
+            {"repeat": 1},
+            {"messages": ({"role": "user", "content": "hi"},)},
+        )
+    ]
+    assert len({asked.key, *(other.key for other in others)}) == 7
