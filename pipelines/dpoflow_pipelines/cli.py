@@ -80,6 +80,7 @@ def run(
     from dpoflow.contracts.spec_file import load_spec
     from dpoflow_pipelines.grid import points_of, show_points
     from dpoflow_pipelines.run import check_sources
+    from dpoflow_pipelines.spending import check_judges, show_spending
 
     if require not in (None, "promote"):
         raise ConfigError(f"--require takes promote, got '{require}'")
@@ -89,9 +90,11 @@ def run(
     console = _console()
     loaded = points[0].spec if points else load_spec(spec, sets or [])
     check_sources(loaded)
+    check_judges(loaded)
     if dry_run:
         for each in [point.spec for point in points] or [loaded]:
             console.print_json(each.model_dump_json())
+        show_spending(Console(stderr=True), loaded)
         return
     from dpoflow_pipelines.run import check_machine, run_spec
     from dpoflow_pipelines.show import show_summary
@@ -139,6 +142,7 @@ def plan(
     from dpoflow.contracts.spec_file import load_spec
     from dpoflow_pipelines import plan as plans
     from dpoflow_pipelines.run import check_sources
+    from dpoflow_pipelines.spending import expected_spending, show_spending
 
     for name in gpu or ():
         plans.machine_named(name)
@@ -146,9 +150,13 @@ def plan(
     check_sources(loaded)
     made = plans.plan_spec(loaded, devices=gpus)
     if as_json:
-        console.print_json(data=plans.as_json(made, gpu or [], price))
+        spending = expected_spending(loaded).model_dump(mode="json")
+        console.print_json(
+            data=plans.as_json(made, gpu or [], price) | {"asked": spending["models"]}
+        )
     else:
         plans.show_plan(console, made, gpu or [], price)
+        show_spending(console, loaded)
 
 
 @app.command()
@@ -244,6 +252,103 @@ def step(
     from dpoflow_pipelines.steps import run_step
 
     typer.echo(run_step(name, config, inputs or [], outputs or [], home.resolve()))
+
+
+judges = typer.Typer(help="Judges: whether one may decide.", no_args_is_help=True)
+app.add_typer(judges, name="judge")
+
+
+@judges.callback()
+def _judges() -> None:
+    """Judges: whether one may decide."""
+
+
+@judges.command("qualify")
+def judge_qualify(
+    home: Home,
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="Whose judge is asked.")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="Pairs that people labelled; the judge is asked about each.")
+    ] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(help="Verdicts that were recorded elsewhere; nobody is asked.")
+    ] = None,
+    of: Annotated[
+        str | None, typer.Option(help="Whose judge: synthesize or evaluate, if both have one.")
+    ] = None,
+    sets: Sets = None,
+    least_kappa: Annotated[
+        float, typer.Option(min=-1, max=1, help="That kappa's interval must reach.")
+    ] = 0.4,
+    least_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share on which both orders must agree.")
+    ] = 0.8,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report, for qualification: in the spec's judge.")
+    ] = None,
+    require: Annotated[
+        str | None, typer.Option(help="Exit 4 unless the judge is this: qualified.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what asking would cost at most, and ask nobody.")
+    ] = False,
+) -> None:
+    """Hold a judge against people's labels, in both orders of the answers.
+
+    Labelled pairs: LLMBar's dataset.json, JSON lines of prompt, first, second, label (1, 2 or tie),
+    or our own pairs. Verdicts: LLMBar's result.json, or JSON lines of label, forward, swapped, each
+    the answer as the file numbers it (1, 2, tie or invalid), also in the swapped order.
+
+    Examples:
+
+        dpoflow judge qualify align.yaml --labelled labelled.jsonl --out judge.json
+
+        dpoflow judge qualify align.yaml --labelled labelled.jsonl --dry-run
+
+        dpoflow judge qualify --verdicts verdicts.jsonl --json
+    """
+    from dpoflow_pipelines import judges as of_judges
+
+    if require not in (None, "qualified"):
+        raise ConfigError(f"--require takes qualified, got '{require}'")
+    if of not in (None, "synthesize", "evaluate"):
+        raise ConfigError(f"--of takes synthesize or evaluate, got '{of}'")
+    if (labelled is None) == (verdicts is None):
+        raise ConfigError("name either --labelled FILE and a SPEC, or --verdicts FILE")
+    console = _console()
+    if verdicts is not None:
+        report = of_judges.qualify_verdicts(verdicts, least_kappa, least_agreement)
+    else:
+        from dpoflow.contracts.spec_file import load_spec
+
+        if spec is None or labelled is None:
+            raise ConfigError("--labelled asks a judge: name the SPEC that has it")
+        loaded = load_spec(spec, sets or [])
+        judge = of_judges.judge_of(loaded, of)
+        if dry_run:
+            of_judges.show_cost(console, of_judges.expected_cost(judge, labelled))
+            return
+        # A program reads standard output: the bar goes elsewhere.
+        bars = Console(stderr=True) if as_json else console
+        report = of_judges.qualify_judge(
+            judge, labelled, home.resolve(), bars, least_kappa, least_agreement
+        )
+        from dpoflow.tracking.qualification import log_qualification
+
+        log_qualification(home, loaded.name, report, loaded.model_dump_json())
+    if out is not None:
+        from dpoflow.state.files import write_text
+
+        write_text(out, report.model_dump_json(indent=2) + "\n")
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        of_judges.show_qualification(console, report)
+    if require and not report.qualified:
+        raise GateNotPassed(report.sentence)
 
 
 def _fail(message: str, code: int) -> NoReturn:

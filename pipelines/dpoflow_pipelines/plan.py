@@ -4,12 +4,11 @@ Reads   a spec, its data and its model's config; no weights
 Gives   `plan_spec`, `show_plan`
 Not     the arithmetic (dpoflow.train.estimate)
 
-Training is what costs; drawing candidates and evaluating come on top and are not counted.
+Of the machine's time only training is counted; what judges and writers behind endpoints would be
+paid is told by spending.py.
 """
 
-import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.spec import REGISTRY, Spec
+from dpoflow_pipelines.rows import rows_of
 
 if TYPE_CHECKING:
     from dpoflow.train.estimate import Estimate, Lengths, Machine
@@ -72,7 +72,7 @@ def _measured(spec: Spec, tokenizer: Any) -> "tuple[int, list[Lengths], list[str
     train, answer = spec.train, spec.synthesize.sampling.max_new_tokens
     lengths: list[Lengths] = []
     num_pairs = num_made = num_dropped = 0
-    for item in _items(spec):
+    for item in rows_of(spec):
         if isinstance(item, PreferencePair):
             num_pairs += 1
             if len(lengths) + num_dropped < SAMPLE:
@@ -98,29 +98,6 @@ def _measured(spec: Spec, tokenizer: Any) -> "tuple[int, list[Lengths], list[str
     if num_made:
         notes.append(f"made pairs are counted at their longest: one a prompt, {answer} tokens")
     return max(1, round(number)), lengths, notes
-
-
-def _items(spec: Spec) -> Iterator[PreferencePair | Prompt]:
-    """Every row that an adapter can use; what it cannot, validate will count."""
-    from dpoflow.sources.files import data_files, local_path, read_rows
-    from dpoflow.sources.formats import registry
-    from dpoflow.sources.reasons import Quarantine
-
-    for source in spec.data.sources:
-        for file in data_files(source.uri).files:
-            rows = read_rows(file.path, file.name, max_line_mb=spec.data.max_line_mb)
-            if source.format == "auto":
-                first = list(itertools.islice(rows, registry.LOOK_AT))
-                form = registry.recognise([row for _, row in first], file.name)
-                rows = itertools.chain(first, rows)
-            else:
-                form = registry.FORMATS[source.format]
-            name = source.name or local_path(source.uri).name
-            for row_id, row in rows:
-                try:
-                    yield registry.convert(row, form, Source(dataset=name, row=row_id))
-                except Quarantine:
-                    continue
 
 
 def _here() -> "Machine":
@@ -151,7 +128,7 @@ def machine_named(name: str) -> "Machine":
     return MACHINES[name]
 
 
-def rows_of(plan: Plan, gpus: list[str], price: float | None) -> list[dict[str, Any]]:
+def machines_of(plan: Plan, gpus: list[str], price: float | None) -> list[dict[str, Any]]:
     """One row a kind of machine: whether it fits, how long it takes, what it costs."""
     from dpoflow.train.estimate import MACHINES
 
@@ -195,7 +172,7 @@ def show_plan(console: Console, plan: Plan, gpus: list[str], price: float | None
     table = Table(box=None, pad_edge=False)
     for title in ("machine", "memory", "fits", "hours", "money"):
         table.add_column(title, justify="left" if title == "machine" else "right")
-    for row in rows_of(plan, gpus, price):
+    for row in machines_of(plan, gpus, price):
         low, high = row["hours"]
         money = row["money"]
         table.add_row(
@@ -223,5 +200,5 @@ def as_json(plan: Plan, gpus: list[str], price: float | None) -> dict[str, Any]:
         "trained": found.trained,
         "memory_bytes": round(found.memory),
         "flops": found.flops,
-        "machines": rows_of(plan, gpus, price),
+        "machines": machines_of(plan, gpus, price),
     }

@@ -1,27 +1,18 @@
 """Published preference files, read through the step; what comes out is checked by other means."""
 
 import json
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.published import FOLDER, needs_data
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Source
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats.registry import FORMATS, convert, recognise
 
-ROOT = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("DPOFLOW_TEST_DATA") or ROOT.parent / "shared" / "data")
-
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(
-        not FOLDER.is_dir(), reason="no published data: DPOFLOW_TEST_DATA names no folder"
-    ),
-]
+pytestmark = needs_data
 
 
 def raw(name: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Who decides which of two answers is better, as a spec says it.
 
 Reads   nothing
-Gives   `JudgeConfig` (rubric, llm, panel) and what is in one, `EndpointConfig`, `BudgetConfig`
+Gives   `JudgeConfig` (rubric, llm, panel) and what is in one, `EndpointConfig`, `BudgetConfig`,
+        `Qualification`
 Not     judging (judge/), talking to servers (endpoints/)
 """
 
@@ -79,6 +80,41 @@ class RubricJudgeConfig(Contract):
     """Inline, or the path of a YAML file that holds it."""
 
 
+class SliceOfJudge(Contract):
+    """The same figures on a part of the data."""
+
+    n: int
+    both_correct: float
+    positional_agreement: float
+
+
+class Qualification(Contract):
+    """What a judge is worth, and whether that is enough."""
+
+    judge: str
+    n: int
+    accuracy_forward: float
+    accuracy_swapped: float
+    both_correct: float
+    """Share of pairs on which both orders give the label."""
+    positional_agreement: float
+    """Share of pairs on which both orders say the same."""
+    first_position_rate: float | None
+    """Of verdicts that name a side, how many name the one shown first; 0.5 is no bias."""
+    invalid: float
+    """Share of verdicts that could not be read."""
+    kappa: float
+    kappa_ci: tuple[float, float]
+    """95%, bootstrap over pairs."""
+    length_flip_rate: float | None
+    """Of pairs whose label is the shorter answer, how many both orders give to the longer one."""
+    least_kappa: float
+    least_agreement: float
+    qualified: bool
+    sentence: str
+    slices: dict[str, SliceOfJudge] = {}
+
+
 class LlmJudgeConfig(Contract):
     """A model that is asked."""
 
@@ -99,6 +135,8 @@ class LlmJudgeConfig(Contract):
     """How often each is asked; more than half must agree. Needs a temperature above 0."""
     traced: float = Field(0.05, ge=0, le=1)
     """Share of the requests that appear as traces in MLflow."""
+    qualification: Qualification | None = None
+    """What `dpoflow judge qualify --out FILE` wrote of this judge: the path of that file."""
 
     @model_validator(mode="after")
     def _knobs_are_used(self) -> Self:
@@ -134,6 +172,8 @@ class PanelJudgeConfig(Contract):
 
     kind: Literal["panel"]
     seats: tuple[Seat, ...] = Field(min_length=2)
+    qualification: Qualification | None = None
+    """Of the panel as a whole, as above."""
 
 
 JudgeConfig = Annotated[

@@ -9,6 +9,7 @@ Relative paths inside the file start at the file's folder; those in overrides st
 
 import difflib
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,26 @@ def _read_in(judge: Any, folder: Path) -> None:
     if isinstance(judge.get("rubric"), str):
         judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
     if isinstance(judge.get("template"), str):
-        path = Path(_absolute(judge["template"], folder))
+        judge["template"] = _text(judge["template"], folder, "template")
+    if isinstance(judge.get("qualification"), str):
+        text = _text(judge["qualification"], folder, "qualification")
         try:
-            judge["template"] = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            judge["qualification"] = json.loads(text)
+        except ValueError as error:
             raise ConfigError(
-                f"the judge's template {path} cannot be read ({error}); name a text file"
+                f"the judge's qualification {judge['qualification']} is not JSON ({error}); make "
+                "it with dpoflow judge qualify --out"
             ) from None
+
+
+def _text(uri: str, folder: Path, what: str) -> str:
+    path = Path(_absolute(uri, folder))
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the judge's {what} {path} cannot be read ({error}); name a file"
+        ) from None
 
 
 def _absolute(uri: str, folder: Path) -> str:

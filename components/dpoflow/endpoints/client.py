@@ -1,7 +1,7 @@
 """One OpenAI-compatible server, asked politely: bounded, patient, and never twice for one answer.
 
 Reads   an `EndpointConfig`, requests, the cache of answers, the budget
-Gives   `Endpoint`: `ask` gives a `Reply`, or raises what ends the step; `Unanswerable`
+Gives   `Endpoint`: `ask` gives a `Reply`, or raises what ends the step; `Unanswerable`, `key_of`
 Not     what is asked (judge/, synthesize/), what an answer means
 
 Whatever is busy, away or broken is tried again with growing, jittered pauses, and a Retry-After
@@ -60,7 +60,7 @@ class Endpoint:
     ) -> None:
         """`answered` hears of every answer that was paid for just now, and how long it took."""
         self.config, self._cache, self._budget, self._answered = config, cache, budget, answered
-        self._key = _key(config)
+        self._key = key_of(config)
         self._room = asyncio.Semaphore(config.concurrency)
         self._pacers = [
             (AsyncLimiter(rate, 60), rate, unit)
@@ -220,7 +220,8 @@ class Endpoint:
         return f"{self.config.model} at {self.config.base_url}"
 
 
-def _key(config: EndpointConfig) -> str | None:
+def key_of(config: EndpointConfig) -> str | None:
+    """The key that the environment holds. Raises ConfigError where it should and does not."""
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()

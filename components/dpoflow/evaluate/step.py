@@ -33,6 +33,7 @@ from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
 from dpoflow.judge.build import ahead_of, build, servers
 from dpoflow.judge.rubric import RubricJudge
+from dpoflow.judge.trust import check_trust
 from dpoflow.judge.verdict import Outcome
 from dpoflow.policy.answers import repeats
 from dpoflow.policy.dtype import choose
@@ -182,6 +183,8 @@ async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> 
     triples = zip(seen.prompts, seen.candidate, seen.base, strict=True)
     if config.judge is None:
         return [_comparison(config, *triple, None) for triple in triples]
+    for sentence in check_trust(config.judge, ()):
+        state.events.say(sentence)
     async with servers(state.root / "answers.sqlite", state.folder.name) as at:
         judge = await build(config.judge, at, half="all")
 

@@ -128,7 +128,9 @@ class LlmJudge:
 
 def identify(config: LlmJudgeConfig) -> str:
     """Model, template, and a digest of whatever else changes its verdicts."""
-    knobs = config.model_dump(mode="json", exclude={"endpoint", "template", "traced"})
+    knobs = config.model_dump(
+        mode="json", exclude={"endpoint", "template", "traced", "qualification"}
+    )
     return f"llm:{config.endpoint.model}:{template_of(config).id}:{sha256_json(knobs)[:12]}"
 
 

@@ -6,11 +6,13 @@ Not     which pairs reach training: the merge checks them like any others
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpoflow.contracts.base import Contract
+from dpoflow.contracts.judges import models_in
 from dpoflow.contracts.pairs import (
     Label,
     PreferencePair,
@@ -26,11 +28,14 @@ from dpoflow.contracts.spec import SynthesizeConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
 from dpoflow.judge.build import Servers, ahead_of, build, servers
+from dpoflow.judge.llm import template_of
+from dpoflow.judge.trust import check_trust
 from dpoflow.judge.verdict import Judge
 from dpoflow.state.step import StepState
 from dpoflow.synthesize.candidates import Asked, Candidate, Missing, wanted, write_candidates
 from dpoflow.synthesize.length import balanced, length_bias
 from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge, vote
+from dpoflow.tracking.calls import Calls, register_templates
 
 
 class CandidateLine(Contract):
@@ -84,12 +89,19 @@ def run(
 async def _run(
     config: SynthesizeConfig, asked: Sequence[Asked], model: Path, pairs: Path, state: StepState
 ) -> SynthesizeResult:
+    assert config.judge is not None  # the spec refuses this
+    for sentence in check_trust(config.judge, _models(config, model)):
+        state.events.say(sentence)
+    asked_models = list(models_in(config.judge))
+    register_templates((t.id, t.text) for t in map(template_of, asked_models))
+    calls = Calls(max((each.traced for each in asked_models), default=0.0))
     kept = state.root / "answers.sqlite"
-    async with servers(kept, state.folder.name, config.budget) as at:
+    async with servers(kept, state.folder.name, config.budget, answered=calls) as at:
         groups = await write_candidates(config, asked, model, at, state)
         judged = await _judge(config, asked, groups, at, state)
         cost = {name: Cost(**spent._asdict()) for name, spent in at.cache.spent().items()}
         stopped_by = at.budget.exhausted
+    calls.flush()
     made = [pair for each in judged for pair in each.pairs]
     left = balanced(made) if config.balance_length else made
     write_parquet(
@@ -113,6 +125,16 @@ async def _run(
     for sentence in _told(result):
         state.events.say(sentence)
     return result
+
+
+def _models(config: SynthesizeConfig, model: Path) -> Iterator[str]:
+    """What the writers of candidates are called; the policy, by its architecture."""
+    for writer in config.writers:
+        if writer.endpoint is not None:
+            yield writer.endpoint.model
+        else:
+            words = json.loads((model / "config.json").read_text("utf-8"))
+            yield str(words.get("model_type", ""))
 
 
 def _counts(reasons: Iterator[str | None]) -> dict[str, int]:

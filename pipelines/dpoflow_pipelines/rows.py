@@ -1,0 +1,35 @@
+"""The rows of a spec's data as the adapters see them, for estimates.
+
+Reads   a spec's sources
+Gives   `rows_of`
+Not     checking rows: what an adapter cannot use is passed over here, and counted by validate
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.spec import Spec
+
+
+def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
+    """Every row that an adapter can use."""
+    from dpoflow.sources.files import data_files, local_path, read_rows
+    from dpoflow.sources.formats import registry
+    from dpoflow.sources.reasons import Quarantine
+
+    for source in spec.data.sources:
+        for file in data_files(source.uri).files:
+            rows = read_rows(file.path, file.name, max_line_mb=spec.data.max_line_mb)
+            if source.format == "auto":
+                first = list(itertools.islice(rows, registry.LOOK_AT))
+                form = registry.recognise([row for _, row in first], file.name)
+                rows = itertools.chain(first, rows)
+            else:
+                form = registry.FORMATS[source.format]
+            name = source.name or local_path(source.uri).name
+            for row_id, row in rows:
+                try:
+                    yield registry.convert(row, form, Source(dataset=name, row=row_id))
+                except Quarantine:
+                    continue

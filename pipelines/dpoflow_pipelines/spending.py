@@ -1,0 +1,119 @@
+"""What a run's judges and writers would be asked and paid, before the first request.
+
+Reads   a spec and its data
+Gives   `expected_spending`, `check_judges`, `show_spending`
+Not     the arithmetic of a request (dpoflow.judge.estimate)
+"""
+
+from collections.abc import Iterator
+from math import comb
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, models_in
+from dpoflow.contracts.pairs import Prompt
+from dpoflow.contracts.spec import Spec
+from dpoflow_pipelines.rows import rows_of
+
+if TYPE_CHECKING:
+    from dpoflow.judge.estimate import Expected
+
+BYTES_A_TOKEN = 4
+"""Of text that models write: long enough for most languages."""
+
+
+def endpoints_of(spec: Spec) -> Iterator[EndpointConfig]:
+    """Every server that the spec names."""
+    for writer in spec.synthesize.generators if spec.synthesize.enabled else ():
+        if writer.endpoint is not None:
+            yield writer.endpoint
+    for judge in judges_of(spec):
+        yield from (each.endpoint for each in models_in(judge))
+
+
+def judges_of(spec: Spec) -> Iterator[JudgeConfig]:
+    """The judges that a run would ask."""
+    if spec.synthesize.enabled and spec.synthesize.judge is not None:
+        yield spec.synthesize.judge
+    if spec.evaluate.judge is not None:
+        yield spec.evaluate.judge
+
+
+def check_judges(spec: Spec) -> None:
+    """Keys, templates and qualifications, before there is a run. Raises ConfigError."""
+    if not any(True for _ in endpoints_of(spec)):
+        return
+    from dpoflow.endpoints.client import key_of
+    from dpoflow.judge.llm import template_of
+    from dpoflow.judge.trust import check_trust
+
+    for endpoint in endpoints_of(spec):
+        key_of(endpoint)
+    for judge in judges_of(spec):
+        for each in models_in(judge):
+            template_of(each)
+        check_trust(judge, ())
+
+
+def expected_spending(spec: Spec) -> "Expected":
+    """Every request new, every answer as long as it may be; the split into held-out prompts is by
+    hash, so their number is about right.
+    """
+    from dpoflow.judge.estimate import Expected, of_comparisons
+
+    expected = Expected()
+    if not any(True for _ in endpoints_of(spec)):
+        return expected
+    synthesize, kept = spec.synthesize, 1 - spec.data.heldout_fraction
+    rows = [
+        (sum(len(turn.content.encode("utf-8", "replace")) + 16 for turn in row.prompt), row)
+        for row in rows_of(spec)
+    ]
+    asked = [size for size, row in rows if isinstance(row, Prompt) and row.reference is None]
+    asked = asked[: round(len(asked) * kept)]
+    if synthesize.enabled:
+        longest = [
+            writer.sampling.max_new_tokens * BYTES_A_TOKEN
+            for writer in synthesize.writers
+            for _ in range(writer.candidates)
+        ]
+        for writer in synthesize.writers:
+            if writer.endpoint is not None:
+                many = len(asked) * writer.candidates
+                read = sum(asked) * writer.candidates // 2
+                written = many * writer.sampling.max_new_tokens
+                expected = expected.plus(writer.endpoint, many, read, written)
+        if synthesize.judge is not None and len(longest) > 1:
+            mean = sum(longest) // len(longest)
+            couples = comb(len(longest), 2)
+            sizes = ((size, mean, mean) for size in asked for _ in range(couples))
+            expected = of_comparisons(synthesize.judge, sizes, expected)
+    if spec.evaluate.judge is not None:
+        held = [size for size, _ in rows][: round(len(rows) * (1 - kept))]
+        held = held[: spec.evaluate.max_prompts]
+        longest_answer = spec.evaluate.sampling.max_new_tokens * BYTES_A_TOKEN
+        sizes = ((size, longest_answer, longest_answer) for size in held)
+        expected = of_comparisons(spec.evaluate.judge, sizes, expected)
+    return expected
+
+
+def show_expected(console: Console, expected: "Expected", about: str) -> None:
+    """One line a model."""
+    for model, cost in expected.models.items():
+        console.print(
+            f"{escape(model)}: {about} {cost.requests:,} requests, {cost.tokens:,} tokens, "
+            f"{cost.money:,.2f} in the currency of its prices",
+            highlight=False,
+        )
+
+
+def show_spending(console: Console, spec: Spec) -> None:
+    """What each model would be asked, and the budget it is held to."""
+    expected = expected_spending(spec)
+    show_expected(console, expected, "with the longest answers about")
+    limits = {k: v for k, v in spec.synthesize.budget.model_dump().items() if v is not None}
+    if expected.models and limits:
+        told = ", ".join(f"{value:,} {name}" for name, value in limits.items())
+        console.print(f"synthesize stops asking at {told}", highlight=False)
