@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale gpu-check clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -48,6 +48,8 @@ gpu-check: setup ## Parity and the same bench on a GPU; build/bench/train-gpu.js
 	DPOFLOW_GPU_CHECK=1 $(PYTEST) -p tests.no_skips tests/parity -k float32
 	DPOFLOW_GPU_CHECK=1 $(PYTHON) -m tests.bench.bench_train --out build/bench/train-gpu.json $(ARGS)
 
+bench-synthesize: setup ## Judging, its memory, sampling; build/bench/synthesize.json
+	$(PYTHON) -m tests.bench.bench_synthesize $(ARGS)
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \
 	if (( $${#programs[@]} == 0 )); then echo "make bench: tests/bench holds no bench_*.py yet"; fi; \

@@ -58,8 +58,9 @@ def check_judges(spec: Spec) -> None:
 
 
 def expected_spending(spec: Spec) -> "Expected":
-    """Every request new, every answer as long as it may be; the split into held-out prompts is by
-    hash, so their number is about right.
+    """Every request new, every answer as long as it may be.
+
+    The split into held-out prompts is by hash, so their number is about right.
     """
     from dpoflow.judge.estimate import Expected, of_comparisons
 
