@@ -263,6 +263,28 @@ def _judges() -> None:
     """Judges: whether one may decide."""
 
 
+def _check_qualify(
+    spec: Path | None,
+    labelled: Path | None,
+    verdicts: Path | None,
+    of: str | None,
+    require: str | None,
+    *,
+    asks: bool,
+) -> None:
+    """Whether the options of `judge qualify` go together."""
+    if require not in (None, "qualified"):
+        raise ConfigError(f"--require takes qualified, got '{require}'")
+    if of not in (None, "synthesize", "evaluate"):
+        raise ConfigError(f"--of takes synthesize or evaluate, got '{of}'")
+    if (labelled is None) == (verdicts is None):
+        raise ConfigError("name either --labelled FILE and a SPEC, or --verdicts FILE")
+    if verdicts is not None and (spec or asks):
+        raise ConfigError("--verdicts asks nobody: leave SPEC, --set, --of and --dry-run out")
+    if verdicts is None and spec is None:
+        raise ConfigError("--labelled asks a judge: name the SPEC that has it")
+
+
 @judges.command("qualify")
 def judge_qualify(
     home: Home,
@@ -312,29 +334,24 @@ def judge_qualify(
     """
     from dpoflow_pipelines import judges as of_judges
 
-    if require not in (None, "qualified"):
-        raise ConfigError(f"--require takes qualified, got '{require}'")
-    if of not in (None, "synthesize", "evaluate"):
-        raise ConfigError(f"--of takes synthesize or evaluate, got '{of}'")
-    if (labelled is None) == (verdicts is None):
-        raise ConfigError("name either --labelled FILE and a SPEC, or --verdicts FILE")
+    _check_qualify(spec, labelled, verdicts, of, require, asks=bool(sets or of or dry_run))
     console = _console()
     if verdicts is not None:
         report = of_judges.qualify_verdicts(verdicts, least_kappa, least_agreement)
     else:
         from dpoflow.contracts.spec_file import load_spec
 
-        if spec is None or labelled is None:
-            raise ConfigError("--labelled asks a judge: name the SPEC that has it")
+        assert spec is not None
+        assert labelled is not None
         loaded = load_spec(spec, sets or [])
-        judge = of_judges.judge_of(loaded, of)
+        judge, half = of_judges.judge_of(loaded, of)
         if dry_run:
             of_judges.show_cost(console, of_judges.expected_cost(judge, labelled))
             return
         # A program reads standard output: the bar goes elsewhere.
         bars = Console(stderr=True) if as_json else console
         report = of_judges.qualify_judge(
-            judge, labelled, home.resolve(), bars, least_kappa, least_agreement
+            judge, half, labelled, home.resolve(), bars, least_kappa, least_agreement
         )
         from dpoflow.tracking.qualification import log_qualification
 

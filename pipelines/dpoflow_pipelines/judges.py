@@ -16,15 +16,15 @@ from rich.table import Table
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.judges import JudgeConfig, Qualification
 from dpoflow.contracts.spec import Spec
-from dpoflow.judge.build import judge_id
+from dpoflow.judge.build import Half, judge_id
 from dpoflow.judge.estimate import Expected, of_labelled
 from dpoflow.judge.labelled import Labelled, ask, read_labelled, read_verdicts
 from dpoflow.judge.qualify import Item, qualify
 from dpoflow_pipelines.spending import show_expected
 
 
-def judge_of(spec: Spec, section: str | None) -> JudgeConfig:
-    """The judge of that section; the only one, where none is named."""
+def judge_of(spec: Spec, section: str | None) -> tuple[JudgeConfig, Half]:
+    """The judge of that section; the only one, where none is named. And the checks it goes by."""
     judges = {
         name: judge
         for name, judge in (
@@ -35,9 +35,11 @@ def judge_of(spec: Spec, section: str | None) -> JudgeConfig:
     }
     if not judges:
         raise ConfigError(f"the spec has no judge in {section or 'synthesize or evaluate'}")
-    if len({judge_id(judge) for judge in judges.values()}) > 1:
+    halves: dict[str, Half] = {"synthesize": "judge", "evaluate": "all"}
+    if len({judge_id(judge, halves[name]) for name, judge in judges.items()}) > 1:
         raise ConfigError("synthesize and evaluate have judges of their own; name one with --of")
-    return next(iter(judges.values()))
+    name = next(iter(judges))
+    return judges[name], halves[name]
 
 
 def qualify_verdicts(path: Path, least_kappa: float, least_agreement: float) -> Qualification:
@@ -49,6 +51,7 @@ def qualify_verdicts(path: Path, least_kappa: float, least_agreement: float) -> 
 
 def qualify_judge(
     judge: JudgeConfig,
+    half: Half,
     labelled: Path,
     home: Path,
     console: Console,
@@ -57,12 +60,14 @@ def qualify_judge(
 ) -> Qualification:
     """Ask the judge about every labelled pair. Answers lie in the home, and are not paid twice."""
     pairs = read_labelled(labelled)
-    items = _asked(judge, pairs, home, console)
-    return qualify(judge_id(judge), items, least_kappa=least_kappa, least_agreement=least_agreement)
+    items = _asked(judge, half, pairs, home, console)
+    return qualify(
+        judge_id(judge, half), items, least_kappa=least_kappa, least_agreement=least_agreement
+    )
 
 
 def _asked(
-    judge: JudgeConfig, pairs: Sequence[Labelled], home: Path, console: Console
+    judge: JudgeConfig, half: Half, pairs: Sequence[Labelled], home: Path, console: Console
 ) -> list[Item]:
     with Progress(
         *Progress.get_default_columns()[:-1],
@@ -75,8 +80,9 @@ def _asked(
         return ask(
             judge,
             pairs,
+            half=half,
             kept=home / "answers.sqlite",
-            payer=f"qualify {judge_id(judge)}",
+            payer=f"qualify {judge_id(judge, half)}",
             progress=lambda done, total: bars.update(bar, completed=done),
         )
 

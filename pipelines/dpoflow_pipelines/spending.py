@@ -18,6 +18,7 @@ from dpoflow.contracts.spec import Spec
 from dpoflow_pipelines.rows import rows_of
 
 if TYPE_CHECKING:
+    from dpoflow.judge.build import Half
     from dpoflow.judge.estimate import Expected
 
 BYTES_A_TOKEN = 4
@@ -29,16 +30,16 @@ def endpoints_of(spec: Spec) -> Iterator[EndpointConfig]:
     for writer in spec.synthesize.generators if spec.synthesize.enabled else ():
         if writer.endpoint is not None:
             yield writer.endpoint
-    for judge in judges_of(spec):
+    for judge, _ in judges_of(spec):
         yield from (each.endpoint for each in models_in(judge))
 
 
-def judges_of(spec: Spec) -> Iterator[JudgeConfig]:
-    """The judges that a run would ask."""
+def judges_of(spec: Spec) -> Iterator[tuple[JudgeConfig, "Half"]]:
+    """The judges that a run would ask, and which checks their rubrics go by."""
     if spec.synthesize.enabled and spec.synthesize.judge is not None:
-        yield spec.synthesize.judge
+        yield spec.synthesize.judge, "judge"
     if spec.evaluate.judge is not None:
-        yield spec.evaluate.judge
+        yield spec.evaluate.judge, "all"
 
 
 def check_judges(spec: Spec) -> None:
@@ -51,10 +52,10 @@ def check_judges(spec: Spec) -> None:
 
     for endpoint in endpoints_of(spec):
         key_of(endpoint)
-    for judge in judges_of(spec):
+    for judge, half in judges_of(spec):
         for each in models_in(judge):
             template_of(each)
-        check_trust(judge, ())
+        check_trust(judge, (), half)
 
 
 def expected_spending(spec: Spec) -> "Expected":
@@ -80,10 +81,13 @@ def expected_spending(spec: Spec) -> "Expected":
             for writer in synthesize.writers
             for _ in range(writer.candidates)
         ]
-        for writer in synthesize.writers:
+        answered = [size for size, row in rows if isinstance(row, Prompt) and row.reference]
+        for place, writer in enumerate(synthesize.writers):
             if writer.endpoint is not None:
-                many = len(asked) * writer.candidates
-                read = sum(asked) * writer.candidates // 2
+                # Beside a human's answer the first writer is asked once, held-out prompts included.
+                many = len(asked) * writer.candidates + (len(answered) if place == 0 else 0)
+                size = sum(asked) * writer.candidates + (sum(answered) if place == 0 else 0)
+                read = (size + many * len((writer.system or "").encode())) // BYTES_A_TOKEN
                 written = many * writer.sampling.max_new_tokens
                 expected = expected.plus(writer.endpoint, many, read, written)
         if synthesize.judge is not None and len(longest) > 1:
@@ -111,7 +115,7 @@ def show_expected(console: Console, expected: "Expected", about: str) -> None:
 
 
 def show_spending(console: Console, spec: Spec) -> None:
-    """What each model would be asked, and the budget it is held to."""
+    """What each model would be asked, and the budget it is held to. Of a sweep, its first point."""
     expected = expected_spending(spec)
     show_expected(console, expected, "with the longest answers about")
     limits = {k: v for k, v in spec.synthesize.budget.model_dump().items() if v is not None}

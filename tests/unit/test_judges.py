@@ -19,6 +19,7 @@ from dpoflow.endpoints.cache import Reply
 from dpoflow.judge import parse
 from dpoflow.judge.build import build, judge_id, servers
 from dpoflow.judge.llm import identify
+from dpoflow.judge.qualify import Item, qualify
 from dpoflow.judge.template import NEEDS, Template, cleaned, shipped, transcript
 from dpoflow.judge.verdict import Choice, Outcome, Verdict, counted, settle, unordered
 
@@ -106,6 +107,7 @@ def reply(text: str, **more: Any) -> Reply:
         ('{"reason": NaN, "verdict": "A"}', "invalid"),
         ('{"verdict": "A"}', "invalid"),
         ('{"reason": "r", "verdict": "A", "score": 3}', "invalid"),
+        ("t\u0131e", "invalid"),
         ('["A"]', "invalid"),
         ('{"reason": "r", "verdict": "A"', "invalid"),
         ("[" * 100_000, "invalid"),
@@ -149,7 +151,14 @@ def test_a_mark_is_a_whole_number_from_1_to_10_or_it_is_none(
 
 @pytest.mark.parametrize(
     ("text", "choice"),
-    [("A", "first"), (" B.", "second"), ("**A**", "first"), ("tie", "tie"), ("A or B", "invalid")],
+    [
+        ("A", "first"),
+        (" B.", "second"),
+        ("**A**", "first"),
+        ("tie", "tie"),
+        ("A or B", "invalid"),
+        ("t\u0131e", "invalid"),
+    ],
 )
 def test_one_letter_is_read_alone(text: str, choice: str) -> None:
     assert parse.letter(reply(text)).choice == choice
@@ -166,15 +175,12 @@ def test_probabilities_give_a_verdict_and_its_margin() -> None:
 
 @pytest.mark.parametrize(
     "tokens",
-    [None, {}, {"The": 0.0}, {"A": math.log(0.1), "The": math.log(0.9)}, {"A": -math.inf}],
+    [None, {}, {"The": 0.0}, {"A": math.log(0.1), "The": math.log(0.9)}],
 )
 def test_probabilities_that_lie_elsewhere_are_no_verdict(
     tokens: dict[str, float] | None,
 ) -> None:
-    made = Reply.model_construct(
-        text="A", finish_reason="stop", tokens_read=1, tokens_written=1, first_token=tokens
-    )
-    assert parse.probabilities(made).choice == "invalid"
+    assert parse.probabilities(reply("A", first_token=tokens)).choice == "invalid"
 
 
 def test_probabilities_are_asked_for_and_averaged_over_both_orders(tmp_path: Path) -> None:
@@ -224,6 +230,16 @@ def test_the_schema_goes_to_the_server(tmp_path: Path) -> None:
     assert form["schema"]["properties"]["verdict"]["enum"] == ["A", "B", "tie"]
 
 
+def test_half_a_surrogate_in_a_reason_can_be_written_down(tmp_path: Path) -> None:
+    """JSON may name one, no file can hold it, and the reply is kept for good."""
+    text = '{"reason": "half \\ud83d of it", "verdict": "A"}'
+    with ScriptedServer(says(text)) as server:
+        (outcome,) = decide(config(server), tmp_path / "kept", [(GOOD, BAD)])
+
+    assert outcome.ballots[0].verdict.rationale == "half ? of it"
+    outcome.ballots[0].verdict.model_dump_json()
+
+
 # ---------------------------------------------------------------- votes
 
 
@@ -250,6 +266,38 @@ def test_a_side_wins_with_more_than_half_of_all_votes(
 
     assert (told.label, told.winner) == (label, winner)
     assert told.margin == (None if margin is None else pytest.approx(margin))
+
+
+def test_half_of_the_weight_is_not_more_than_half_however_it_rounds() -> None:
+    told = counted([(outcome("first"), 0.7), (outcome("first"), 0.1), (outcome("second"), 0.8)])
+    assert told.label == "inconsistent"
+    halves = counted([(outcome("first"), 3.3), (outcome("second"), 1.1), (outcome("second"), 2.2)])
+    assert halves.label == "inconsistent"
+
+
+def test_a_panel_takes_each_judge_once_and_reports_of_its_own() -> None:
+    seat = {"kind": "llm", "endpoint": {"base_url": "http://h/v1", "model": "m"}}
+    with pytest.raises(ValueError, match="two seats have the same judge"):
+        PanelJudgeConfig.model_validate({"kind": "panel", "seats": [{"judge": seat}] * 2})
+    report = qualify("m", [Item("first", "first", "first")] * 20).model_dump()
+    with pytest.raises(ValueError, match="the qualification of a seat is not used"):
+        PanelJudgeConfig.model_validate(
+            {"kind": "panel", "seats": [{"judge": seat | {"qualification": report}}] * 2}
+        )
+
+
+def test_an_outcome_the_other_way_round_is_the_same_said_of_the_other() -> None:
+    told = settle("j", Verdict(choice="first", margin=0.2), Verdict(choice="second", margin=-0.4))
+
+    turned = told.swapped()
+
+    assert (told.winner, told.margin) == ("first", pytest.approx(0.3))
+    assert (turned.winner, turned.margin) == ("second", pytest.approx(-0.3))
+    assert [(b.order, b.verdict.choice) for b in turned.ballots] == [
+        ("second_first", "second"),
+        ("first_first", "second"),
+    ]
+    assert turned.swapped() == told
 
 
 def test_weights_count() -> None:

@@ -19,6 +19,7 @@ from dpoflow.judge.build import judge_id
 from dpoflow.judge.labelled import read_labelled, read_verdicts
 from dpoflow.judge.qualify import Item, qualify
 from dpoflow.judge.trust import check_trust, family
+from dpoflow.judge.verdict import Verdict, counted, unordered
 from dpoflow_pipelines.cli import app
 
 runner = CliRunner()
@@ -123,6 +124,18 @@ def test_a_length_flip_is_a_shorter_better_answer_that_lost_in_both_orders() -> 
     )
     assert told.length_flip_rate == 2 / 4
     assert qualify("judge", items("111")).length_flip_rate is None
+
+
+def test_what_a_panel_settles_counts_and_not_what_most_of_its_ballots_say() -> None:
+    """One heavy seat decides, and two light ones are right."""
+    light = unordered("light", Verdict(choice="first"))
+    heavy = unordered("heavy", Verdict(choice="second"))
+    settled = counted([(light, 1), (light, 1), (heavy, 5)])
+
+    told = qualify("panel", [Item("first", "first", "first", settled=settled)] * 30)
+
+    assert told.both_correct == 0.0
+    assert not told.qualified
 
 
 def test_slices_are_told_apart() -> None:
@@ -280,6 +293,7 @@ def test_a_judge_that_goes_by_the_order_is_found_out(tmp_path: Path) -> None:
         (["--labelled", "x"], "name the SPEC"),
         (["--verdicts", "x", "--require", "promote"], "--require takes qualified"),
         (["--verdicts", "x", "--of", "train"], "--of takes synthesize or evaluate"),
+        (["--verdicts", "x", "--dry-run"], "--verdicts asks nobody"),
     ],
 )
 def test_a_command_that_says_too_little_is_told_what_is_missing(

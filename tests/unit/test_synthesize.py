@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Source, Writer
+from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Provenance, Source, Writer
 from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import SynthesizeConfig
+from dpoflow.endpoints.budget import Exhausted
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Choice, Judge, Outcome, Verdict, settle
 from dpoflow.policy.generate import Answer
-from dpoflow.synthesize.candidates import Candidate
+from dpoflow.synthesize.candidates import Candidate, Group
 from dpoflow.synthesize.length import balanced, length_bias
 from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge
 
@@ -43,7 +44,7 @@ def said(*texts: str, finished: bool = True) -> list[Candidate]:
 
 def ask(candidates: Sequence[Candidate], judge: Judge, **knobs: Any) -> Judged:
     config = SynthesizeConfig.model_validate({"judge": {"rubric": RUBRIC}, **knobs})
-    return asyncio.run(pairs_by_judge(config, prompt(), candidates, judge))
+    return asyncio.run(pairs_by_judge(config, prompt(), Group(list(candidates)), judge))
 
 
 def judged(candidates: Sequence[Candidate], judge: Judge, min_margin: float = 0.1) -> object:
@@ -127,7 +128,7 @@ def test_a_margin_at_the_threshold_is_not_above_it() -> None:
 
 
 def test_a_humans_answer_is_preferred_to_the_models_own_whatever_a_judge_would_say() -> None:
-    (pair,) = pair_with_reference(prompt("A human wrote this."), said("A model did.")).pairs
+    (pair,) = pair_with_reference(prompt("A human wrote this."), Group(said("A model did."))).pairs
 
     assert pair.chosen.content == "A human wrote this."
     assert pair.votes[0].annotator == "human"
@@ -135,7 +136,7 @@ def test_a_humans_answer_is_preferred_to_the_models_own_whatever_a_judge_would_s
 
 
 def test_a_model_that_already_says_what_the_human_said_gives_no_pair() -> None:
-    assert pair_with_reference(prompt("Same."), said(" Same. ")).reason == "identical"
+    assert pair_with_reference(prompt("Same."), Group(said(" Same. "))).reason == "identical"
 
 
 def test_a_pair_says_who_judged_and_by_how_much() -> None:
@@ -169,7 +170,7 @@ def test_a_pair_of_a_comparative_judge_holds_both_orders_seen_from_its_winner() 
     (pair,) = ask(said("bad", "good"), Marks({"good": 0.9, "bad": 0.2})).pairs
 
     assert (pair.chosen.content, pair.rejected.content) == ("good", "bad")
-    assert [(vote.order, vote.verdict) for vote in pair.votes] == [
+    assert sorted((vote.order, vote.verdict) for vote in pair.votes) == [
         ("chosen_first", "chosen"),
         ("rejected_first", "chosen"),
     ]
@@ -244,7 +245,35 @@ def test_length_bias_is_told_with_its_interval_and_taken_out_on_request() -> Non
     assert balanced([*long, *short]) == [long[0], *short], "the largest margin stays"
 
 
-def pair_of(chosen: str, rejected: str, margin: float) -> PreferencePair:
+def test_balancing_counts_judged_pairs_only_and_leaves_a_humans_answers_in() -> None:
+    human = [pair_of("brief", "a long answer", 0.1, human=True) for _ in range(3)]
+    long = [pair_of("a long answer", "short", 0.9)]
+
+    assert balanced([*human, *long]) == human
+
+
+def test_a_writer_that_could_not_be_asked_is_the_reason_and_no_identical_answer() -> None:
+    config = SynthesizeConfig.model_validate({"judge": {"rubric": RUBRIC}})
+    group = Group(said("Alone."), ("over_budget", "over_budget"))
+
+    told = asyncio.run(pairs_by_judge(config, prompt(), group, Marks("first")))
+
+    assert told.reason == "over_budget"
+
+
+def test_a_budget_that_ends_among_comparisons_keeps_those_that_were_paid() -> None:
+    class Spent(Marks):
+        async def decide(self, conversation: Sequence[Message], first: str, second: str) -> Outcome:
+            if second == "d":
+                raise Exhausted("the budget of 3 requests has 0 left")
+            return await super().decide(conversation, first, second)
+
+    told = ask(said(*MARKS), Spent(MARKS))
+
+    assert (told.pairs, told.reason, len(told.compared)) == ((), "over_budget", 3)
+
+
+def pair_of(chosen: str, rejected: str, margin: float, *, human: bool = False) -> PreferencePair:
     asked = Message(role="user", content=f"{chosen} {margin}?")
     return PreferencePair(
         prompt=(asked,),
@@ -252,4 +281,5 @@ def pair_of(chosen: str, rejected: str, margin: float) -> PreferencePair:
         rejected=Message(role="assistant", content=rejected),
         margin=margin,
         source=Source(dataset="test", row="1"),
+        provenance=Provenance(chosen=None if human else WRITER, rejected=WRITER, judge="j"),
     )

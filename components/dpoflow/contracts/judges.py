@@ -44,7 +44,8 @@ class EndpointConfig(Contract):
     patience_s: float = Field(900, ge=0)
     """How long one request is tried again, over busy and broken replies, before the step stops."""
     context_tokens: int | None = Field(None, ge=16)
-    """What the model reads at most; a longer request is not sent. None leaves it to the server."""
+    """What the model reads at most; a request that is longer at four bytes a token is not sent.
+    None leaves it to the server."""
     price_input: float = Field(0, ge=0)
     """Of a million tokens read, in your currency."""
     price_output: float = Field(0, ge=0)
@@ -166,6 +167,12 @@ class Seat(Contract):
     ]
     weight: float = Field(1, gt=0)
 
+    @model_validator(mode="after")
+    def _has_no_report_of_its_own(self) -> Self:
+        if isinstance(self.judge, LlmJudgeConfig) and self.judge.qualification is not None:
+            raise ValueError("the qualification of a seat is not used; qualify the whole panel")
+        return self
+
 
 class PanelJudgeConfig(Contract):
     """Several judges that vote. One side wins with more than half of all weight."""
@@ -174,6 +181,16 @@ class PanelJudgeConfig(Contract):
     seats: tuple[Seat, ...] = Field(min_length=2)
     qualification: Qualification | None = None
     """Of the panel as a whole, as above."""
+
+    @model_validator(mode="after")
+    def _seats_differ(self) -> Self:
+        judges = [seat.judge for seat in self.seats]
+        if any(judge in judges[:at] for at, judge in enumerate(judges)):
+            raise ValueError(
+                "two seats have the same judge, which says the same twice; use weight, or repeats "
+                "at a temperature"
+            )
+        return self
 
 
 JudgeConfig = Annotated[

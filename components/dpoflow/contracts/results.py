@@ -101,6 +101,8 @@ class SynthesizeResult(Contract):
     """Why a prompt gave no pair, to how many."""
     left_out: int = 0
     """Pairs that `balance_length` left out."""
+    missing: dict[str, int] = {}
+    """Why a candidate could not be had, to how many."""
     set_aside: dict[str, int] = {}
     """Why a candidate was not judged, to how many."""
     outcomes: dict[str, int] = {}

@@ -359,6 +359,8 @@ class EvaluateConfig(Contract):
     judge: JudgeConfig | None = None
     """Decides each paired comparison; without one the verdict is inconclusive."""
     sampling: SamplingConfig = SamplingConfig()
+    budget: BudgetConfig = BudgetConfig()
+    """What the judge may cost; an evaluation that would go beyond it is not done by half."""
     max_prompts: int | None = Field(None, ge=1)
     """Use at most this many held-out prompts; None uses all."""
     gates: GateConfig = GateConfig()

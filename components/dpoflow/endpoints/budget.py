@@ -69,7 +69,8 @@ class Budget:
 
     def _over(self, wanted: Spent) -> str | None:
         for name, limit in self._limits.items():
-            if limit is not None and getattr(wanted, name) > limit:
+            # Sums of money round differently in another order: a millionth is nobody's.
+            if limit is not None and getattr(wanted, name) > limit + 1e-6:
                 spent = getattr(self.spent, name)
                 return f"the budget of {limit:,} {name} has {max(0, limit - spent):,g} left"
         return None

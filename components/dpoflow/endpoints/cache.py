@@ -79,7 +79,11 @@ class Cache:
 
     def __init__(self, path: Path, payer: str) -> None:
         self.path, self._payer = path, payer
+        self.closed_by: str | None = None
+        """Why nobody is asked any more: what would be paid could be lost."""
+        self._database: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "requests")  # SQLite connections belong to a thread
+        self._committing: asyncio.Future[None] | None = None
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[None]]] = []
 
     def __enter__(self) -> Self:
@@ -91,11 +95,22 @@ class Cache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.submit(self._database.close).result()
+        if self._database is not None:
+            self._thread.submit(self._database.close).result()
         self._thread.shutdown()
 
+    @property
+    def _open_database(self) -> sqlite3.Connection:
+        assert self._database is not None, "used outside its context"
+        return self._database
+
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path.parent} cannot be made ({error.strerror}); name another home"
+            ) from None
         self._database = sqlite3.connect(self.path, isolation_level=None)
         self._database.execute("PRAGMA busy_timeout = 60000")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -134,11 +149,13 @@ class Cache:
         return await self._call(self._find, request.key)
 
     def _find(self, key: str) -> Reply | None:
-        row = self._database.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        row = self._open_database.execute(
+            "SELECT reply FROM replies WHERE key = ?", (key,)
+        ).fetchone()
         return Reply.model_validate_json(row[0]) if row else None
 
-    async def keep(self, request: Request, reply: Reply, money: float) -> None:
-        """On disk once this returns."""
+    async def keep(self, request: Request, reply: Reply, money: float) -> Reply:
+        """The answer that is on disk once this returns: another run's, if that was quicker."""
         kept = asyncio.get_running_loop().create_future()
         row = (
             request.key,
@@ -152,28 +169,38 @@ class Cache:
             time.time(),
         )
         self._waiting.append((row, kept))
-        if len(self._waiting) == 1:
-            # Whatever else arrives until the thread is free goes into the same commit.
-            asyncio.get_running_loop().call_soon(self._commit_soon)
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
         await kept
+        return await self.find(request) or reply
 
-    def _commit_soon(self) -> None:
-        batch, self._waiting = self._waiting, []
-        rows = [row for row, _ in batch]
-        done = asyncio.ensure_future(self._call(self._commit, rows))
-        done.add_done_callback(lambda future: _pass_on(future, [kept for _, kept in batch]))
+    async def _commit_all(self) -> None:
+        """Whatever arrives while one commit is on its way to the disk goes into the next one."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            failed: BaseException | None = None
+            try:
+                await self._call(self._commit, [row for row, _ in batch])
+            except BaseException as error:  # noqa: BLE001  # whoever waits is told
+                failed = error
+            for _, kept in batch:
+                if failed is not None and not kept.done():
+                    kept.set_exception(failed)
+                elif not kept.done():
+                    kept.set_result(None)
+        self._committing = None
 
     def _commit(self, rows: list[tuple[Any, ...]]) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
+        self._open_database.execute("BEGIN IMMEDIATE")
         try:
             # Another run may have paid for the same meanwhile: the first answer stays the answer.
-            self._database.executemany(
+            self._open_database.executemany(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
-            self._database.execute("COMMIT")
+            self._open_database.execute("COMMIT")
         except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
+            if self._open_database.in_transaction:
+                self._open_database.execute("ROLLBACK")
             raise
 
     def spent(self) -> dict[str, Spent]:
@@ -182,20 +209,8 @@ class Cache:
         return {model: Spent(requests, tokens, money) for model, requests, tokens, money in rows}
 
     def _spent(self) -> list[tuple[str, int, int, float]]:
-        return self._database.execute(
+        return self._open_database.execute(
             "SELECT model, COUNT(*), SUM(tokens_read + tokens_written), SUM(money) FROM replies "
             "WHERE payer = ? GROUP BY model ORDER BY model",
             (self._payer,),
         ).fetchall()
-
-
-def _pass_on(done: "asyncio.Future[None]", to: "list[asyncio.Future[None]]") -> None:
-    for each in to:
-        if each.done():
-            continue
-        if done.cancelled():
-            each.cancel()
-        elif error := done.exception():
-            each.set_exception(error)
-        else:
-            each.set_result(None)

@@ -29,10 +29,17 @@ from dpoflow.contracts.judges import EndpointConfig
 from dpoflow.endpoints.budget import Budget
 from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
 
-CHARS_A_TOKEN = 2
-"""Fewer than of any language's usual text, so that an estimate is an upper bound for most."""
+BYTES_A_TOKEN = 4
+"""Of usual text; an estimate, for limits a minute and for what is told beforehand."""
+
+_FRAME = 64
+"""Tokens that a chat template may add to a message."""
+
+_HOPELESS = 20
+"""So many requests that the server can never answer, and none that it can, are no accident."""
 
 _BUSY = {408, 409, 425, 429}
+_FILTERED = re.compile(r"content.{0,10}(filter|policy|management)|invalid_prompt|safety")
 _TOO_LONG = re.compile(r"context.{0,20}(length|window)|too (long|many tokens)|maximum.{0,20}tokens")
 _LONGEST_PAUSE_S = 60.0
 
@@ -61,16 +68,12 @@ class Endpoint:
         """`answered` hears of every answer that was paid for just now, and how long it took."""
         self.config, self._cache, self._budget, self._answered = config, cache, budget, answered
         self._key = key_of(config)
+        # openai wants to be told that no key is meant.
+        self._no_key: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
         self._room = asyncio.Semaphore(config.concurrency)
-        self._pacers = [
-            (AsyncLimiter(rate, 60), rate, unit)
-            for rate, unit in (
-                (config.requests_per_minute, "requests"),
-                (config.tokens_per_minute, "tokens"),
-            )
-            if rate is not None
-        ]
-        self._quiet_until, self._ended = 0.0, False
+        self._requests = _pacer(config.requests_per_minute, 1.0)
+        self._tokens = _pacer(config.tokens_per_minute, 10.0)
+        self._quiet_until, self._num_hopeless, self._any_answered = 0.0, 0, False
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
         self._stack = AsyncExitStack()
 
@@ -84,16 +87,26 @@ class Endpoint:
                 http_client=openai.DefaultAioHttpClient(),
             )
         )
+        # The environment's settings are for OpenAI, and this may be anybody.
+        self._client.organization = self._client.project = None
+        self._client._custom_headers = {}  # noqa: SLF001  # no other way to be rid of them
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # What is under way may be paid for: it is kept before the door closes.
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await self._stack.aclose()
 
     def bound(self, request: Request) -> Spent:
-        """What the request can cost at most."""
-        read = sum(len(m["content"].encode()) // CHARS_A_TOKEN + 8 for m in request.messages)
-        written = int(request.parameters.get("max_tokens", 0))
+        """What the request can cost at most: a text has no more tokens than bytes."""
+        read, written = self._most(request)
         return Spent(1, read + written, self._money(read, written))
+
+    def _most(self, request: Request) -> tuple[int, int]:
+        """Tokens that are read and written, at most."""
+        schema = request.parameters.get("response_format")
+        read = _bytes(request) + (len(json.dumps(schema)) if schema else 0)
+        return read + _FRAME * (1 + len(request.messages)), int(request.parameters["max_tokens"])
 
     def _money(self, read: int, written: int) -> float:
         return (read * self.config.price_input + written * self.config.price_output) / 1e6
@@ -115,25 +128,33 @@ class Endpoint:
         kept = await self._cache.find(request)
         if kept is not None:
             return kept
-        bound = self.bound(request)
-        if self.config.context_tokens and bound.tokens > self.config.context_tokens * 2:
+        if self.config.context_tokens and _estimate(request) > self.config.context_tokens:
             raise Unanswerable(f"longer than the {self.config.context_tokens} tokens of the model")
-        async with self._budget.hold(bound) as settle, self._room:
-            if self._ended:
-                raise ServiceUnavailable("stopped, since an earlier request could not be answered")
-            for pacer, rate, unit in self._pacers:
-                await pacer.acquire(min(rate, getattr(bound, unit)))
+        async with self._budget.hold(self.bound(request)) as settle, self._room:
+            if self._cache.closed_by is not None:
+                raise ServiceUnavailable(f"not asked any more, since {self._cache.closed_by}")
             try:
                 began = time.monotonic()
                 reply = await self._until_answered(request)
-            except (ConfigError, ServiceUnavailable):
-                self._ended = True
+                money = self._money(reply.tokens_read, reply.tokens_written)
+                settle(Spent(1, reply.tokens_read + reply.tokens_written, money))
+                reply = await self._cache.keep(request, reply, money)
+            except Unanswerable as error:
+                self._count_hopeless(error)
                 raise
-            money = self._money(reply.tokens_read, reply.tokens_written)
-            settle(Spent(1, reply.tokens_read + reply.tokens_written, money))
-            await self._cache.keep(request, reply, money)
+            except BaseException as error:  # nothing more is paid for that may be lost
+                self._cache.closed_by = f"{type(error).__name__}: {error}"
+                raise
+            self._any_answered = True
             self._answered(request, reply, time.monotonic() - began)
             return reply
+
+    def _count_hopeless(self, error: Unanswerable) -> None:
+        self._num_hopeless += 1
+        if self._num_hopeless >= _HOPELESS and not self._any_answered:
+            said = f"the first {_HOPELESS} requests were refused one and all: {error}"
+            self._cache.closed_by = said
+            raise ConfigError(f"{self._name}: {said}; look at max_tokens and the prompts' lengths")
 
     async def _until_answered(self, request: Request) -> Reply:
         growing = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE_S)
@@ -155,6 +176,7 @@ class Endpoint:
             ):
                 with attempt:
                     await self._quiet()
+                    await self._in_turn(request)
                     return await self._attempt(request)
         except _Busy as busy:
             raise ServiceUnavailable(
@@ -163,6 +185,13 @@ class Endpoint:
             ) from None
         raise AssertionError("tenacity either answers or raises")
 
+    async def _in_turn(self, request: Request) -> None:
+        """Until the limits a minute let one more attempt go."""
+        if self._requests is not None:
+            await self._requests.acquire()
+        if self._tokens is not None:
+            await self._tokens.acquire(min(self._tokens.max_rate, _estimate(request)))
+
     async def _quiet(self) -> None:
         """Until no Retry-After holds any more; another request's may have come meanwhile."""
         while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110  # a time, no event
@@ -170,20 +199,22 @@ class Endpoint:
 
     async def _attempt(self, request: Request) -> Reply:
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=request.model,
-                messages=list(request.messages),  # type: ignore[arg-type]
-                # Servers that know the header charge a request that was cut off only once.
-                extra_headers={"Idempotency-Key": request.key},
-                **request.parameters,
-            )
+            # Of the whole attempt: the client's own is between two bytes.
+            async with asyncio.timeout(self.config.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=request.model,
+                    messages=list(request.messages),  # type: ignore[arg-type]
+                    # Servers that know the header charge a request that was cut off only once.
+                    extra_headers={"Idempotency-Key": request.key} | self._no_key,
+                    **request.parameters,
+                )
+            return _reply(raw.text, self._most(request))
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
-        except openai.APITimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             raise _Busy(f"no answer within {self.config.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             raise _Busy(f"no connection ({self._public(error.__cause__ or error)})") from None
-        return _reply(raw.text)
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """What an HTTP error means, without what a server may quote of the key."""
@@ -195,11 +226,14 @@ class Endpoint:
                 f"{self._name} refuses {given} (HTTP {status}); "
                 + (f"set {variable} to a key it knows" if variable else "name one in api_key_env")
             )
-        if error.code == "insufficient_quota":
+        if error.code == "insufficient_quota" or status == 402:  # Payment Required
             return ServiceUnavailable(f"{self._name}: the account has no quota left; {said}")
         if status in _BUSY or status >= 500:  # server errors
             return _Busy(f"HTTP {status}: {said}", _retry_after(error.response.headers))
-        if status in (400, 413, 422) and _TOO_LONG.search(said.lower()):
+        if status == 413 or (  # Content Too Large
+            status in (400, 422)
+            and (_TOO_LONG.search(said.lower()) or _FILTERED.search(f"{error.code} {said}".lower()))
+        ):
             return Unanswerable(said)
         if status == 404:
             return ConfigError(
@@ -246,18 +280,49 @@ def _retry_after(headers: Any) -> float | None:
     return min(max(seconds, 0.0), 600.0) if math.isfinite(seconds) else None
 
 
-def _reply(body: str) -> Reply:
-    """The parts of a completion that count. A body that is none is the server's trouble."""
+def _pacer(per_minute: float | None, worth_s: float) -> AsyncLimiter | None:
+    """A bucket that holds so many seconds' worth: a minute's limit is kept in every moment."""
+    if per_minute is None:
+        return None
+    holds = max(1.0, per_minute / 60 * worth_s)
+    return AsyncLimiter(holds, holds * 60 / per_minute)
+
+
+def _bytes(request: Request) -> int:
+    return sum(len(message["content"].encode()) for message in request.messages)
+
+
+def _estimate(request: Request) -> int:
+    """Tokens of usual text, read and written."""
+    return _bytes(request) // BYTES_A_TOKEN + int(request.parameters["max_tokens"])
+
+
+def sound(text: str) -> str:
+    """`text` as it can be written down: a lone surrogate in a reply is nobody's letter."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _reply(body: str, most: tuple[int, int]) -> Reply:
+    """The parts of a completion that count. A body that is none is the server's trouble.
+
+    Tokens that the server does not count are taken to be the `most` there can be.
+    """
     try:
         told = json.loads(body)
         choice, usage = told["choices"][0], told.get("usage") or {}
         first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
+        likely = {
+            sound(one["token"]): float(one["logprob"])
+            for one in first or ()
+            if math.isfinite(one["logprob"])
+        }
+        read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
         return Reply(
-            text=choice["message"].get("content") or "",
+            text=sound(choice["message"].get("content") or ""),
             finish_reason=choice.get("finish_reason") or "stop",
-            tokens_read=usage.get("prompt_tokens") or 0,
-            tokens_written=usage.get("completion_tokens") or 0,
-            first_token={one["token"]: one["logprob"] for one in first} if first else None,
+            tokens_read=most[0] if read is None else read,
+            tokens_written=most[1] if written is None else written,
+            first_token=likely or None,
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise _Busy("a reply that is no completion") from None

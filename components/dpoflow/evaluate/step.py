@@ -15,10 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
-from dpoflow.contracts.judges import RubricJudgeConfig
+from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.judges import RubricJudgeConfig, models_in
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
 from dpoflow.contracts.results import Decision, EvaluateResult, Interval
 from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
 from dpoflow.evaluate.decide import decide
 from dpoflow.evaluate.measure import (
@@ -32,6 +34,7 @@ from dpoflow.evaluate.measure import (
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
 from dpoflow.judge.build import ahead_of, build, servers
+from dpoflow.judge.llm import template_of
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.trust import check_trust
 from dpoflow.judge.verdict import Outcome
@@ -43,6 +46,7 @@ from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
+from dpoflow.tracking.calls import Calls, register_templates
 
 _BATCH = 8
 
@@ -183,19 +187,35 @@ async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> 
     triples = zip(seen.prompts, seen.candidate, seen.base, strict=True)
     if config.judge is None:
         return [_comparison(config, *triple, None) for triple in triples]
-    for sentence in check_trust(config.judge, ()):
+    for sentence in check_trust(config.judge, (), half="all"):
         state.events.say(sentence)
-    async with servers(state.root / "answers.sqlite", state.folder.name) as at:
+    models = list(models_in(config.judge))
+    register_templates((t.id, t.text) for t in map(template_of, models))
+    calls = Calls(max((each.traced for each in models), default=0.0))
+    kept = state.root / "answers.sqlite"
+    async with servers(kept, state.folder.name, config.budget, answered=calls) as at:
         judge = await build(config.judge, at, half="all")
 
         async def work(triple: tuple[Prompt, Answer, Answer]) -> Comparison:
             prompt, candidate, base = triple
-            outcome = await judge.decide(prompt.prompt, candidate.text, base.text)
+            try:
+                outcome = await judge.decide(prompt.prompt, candidate.text, base.text)
+            except Exhausted as spent:
+                raise ConfigError(
+                    f"evaluate.budget: {spent}, and an evaluation of some prompts would choose "
+                    "among them; raise it, or lower evaluate.max_prompts: what was paid is kept"
+                ) from None
             return _comparison(config, *triple, outcome)
 
         async for each in in_order(triples, work, ahead=ahead_of(config.judge)):
             compared.append(each)
             state.events.progress("judging", len(compared), len(seen.prompts), unit="prompts")
+        for model, spent in at.cache.spent().items():
+            state.events.say(
+                f"{model}: {spent.requests:,} requests, {spent.tokens:,} tokens, "
+                f"{spent.money:,.2f} paid"
+            )
+    calls.flush()
     return compared
 
 
@@ -242,9 +262,13 @@ def _decide(
 
     measures = _measures(seen) if compared else seen.left_out
     win_rate = interval([comparison.outcome for comparison in compared])
+    num_judged = sum(comparison.outcome is not None for comparison in compared)
+    if config.judge is not None and compared:
+        measures["unreadable_verdicts"] = 1 - num_judged / len(compared)
     verdict, sentence, gates = decide(
         config.gates,
-        num_prompts=len(compared),
+        # What a judge could not say counts for nobody, and not as a prompt that was answered.
+        num_prompts=len(compared) if config.judge is None else num_judged,
         win_rate=win_rate,
         heldout_rubric=interval([comparison.heldout_difference for comparison in compared]),
         perplexity_ratio=measures.get("perplexity_ratio"),

@@ -81,15 +81,15 @@ async def build(config: JudgeConfig, at: Servers, half: Half = "judge") -> Judge
             )
 
 
-def judge_id(config: JudgeConfig) -> str:
+def judge_id(config: JudgeConfig, half: Half = "judge") -> str:
     """What a judge of this config calls itself."""
     match config:
         case RubricJudgeConfig():
-            return rubric.identify(config.rubric)
+            return rubric.identify(config.rubric, half)
         case LlmJudgeConfig():
             return llm.identify(config)
         case PanelJudgeConfig():
-            seats = [[judge_id(seat.judge), seat.weight] for seat in config.seats]
+            seats = [[judge_id(seat.judge, half), seat.weight] for seat in config.seats]
             return f"panel:{sha256_json(seats)[:16]}"
 
 

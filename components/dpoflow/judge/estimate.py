@@ -4,7 +4,7 @@ Reads   a judge's config, the texts it would see or how long they may be
 Gives   `Expected`, `of_labelled`, `of_comparisons`
 Not     what was really paid (endpoints/cache.py)
 
-Every request is taken to be new and every answer to be as long as it may be: an upper bound.
+Every request is taken to be new and every answer to be as long as it may be.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, LlmJudgeConfig, models_in
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.results import Cost
-from dpoflow.endpoints.client import CHARS_A_TOKEN
+from dpoflow.endpoints.client import BYTES_A_TOKEN
 from dpoflow.judge.labelled import Labelled
 from dpoflow.judge.llm import template_of
 from dpoflow.judge.template import transcript
@@ -23,7 +23,7 @@ Sizes = tuple[int, int, int]
 
 
 class Expected(Contract):
-    """At most, by model."""
+    """By model."""
 
     models: dict[str, Cost] = {}
 
@@ -54,7 +54,7 @@ def of_comparisons(
     for model in models_in(judge):
         asked = [size for one in each for size in _requests(model, one)]
         extra = _size(template_of(model).text)
-        read = sum(size + extra for size in asked) // CHARS_A_TOKEN
+        read = sum(size + extra for size in asked) // BYTES_A_TOKEN
         many = len(asked) * model.repeats
         expected = expected.plus(
             model.endpoint, many, read * model.repeats, many * model.max_tokens

@@ -26,7 +26,7 @@ from dpoflow.contracts.judges import BudgetConfig, JudgeConfig
 from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
-from dpoflow.judge.build import ahead_of, build, servers
+from dpoflow.judge.build import Half, ahead_of, build, servers
 from dpoflow.judge.qualify import Item
 from dpoflow.judge.verdict import Ballot, Choice, Outcome
 
@@ -69,7 +69,7 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     if text.lstrip().startswith("["):
         rows = list(enumerate(_json(text, path, 1), start=1))
     else:
-        lines = enumerate(text.splitlines(), start=1)
+        lines = enumerate(text.split("\n"), start=1)  # splitlines would cut at U+2028, too
         rows = [(at, _json(line, path, at)) for at, line in lines if line.strip()]
     if not rows:
         raise DataRejected(f"{path} holds no row; a judge is qualified on at least one")
@@ -162,6 +162,7 @@ def ask(
     config: JudgeConfig,
     labelled: Sequence[Labelled],
     *,
+    half: Half = "judge",
     kept: Path,
     payer: str,
     budget: BudgetConfig | None = None,
@@ -172,7 +173,7 @@ def ask(
     async def run() -> list[Item]:
         items: list[Item] = []
         async with servers(kept, payer, budget) as at:
-            judge = await build(config, at, half="all")
+            judge = await build(config, at, half)
 
             async def work(one: Labelled) -> Item:
                 return _item(one, await judge.decide(one.conversation, one.first, one.second))
@@ -198,6 +199,7 @@ def _item(one: Labelled, outcome: Outcome) -> Item:
         swapped=_most(outcome.ballots, "second_first"),
         slice=one.slice,
         lengths=(len(one.first), len(one.second)),
+        settled=outcome,
     )
 
 

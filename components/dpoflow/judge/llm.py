@@ -139,7 +139,8 @@ def _difference(first: parse.Mark, second: parse.Mark) -> Verdict:
     if first.score is None or second.score is None:
         return Verdict(choice="invalid", rationale=reasons)
     margin = (first.score - second.score) / _MARKS
-    told = f"{first.score:g} against {second.score:g}" + (f": {reasons}" if reasons else "")
+    high, low = max(first.score, second.score), min(first.score, second.score)
+    told = f"{high:g} against {low:g}" + (f": {reasons}" if reasons else "")
     if margin == 0:
         return Verdict(choice="tie", margin=0.0, rationale=told)
     return Verdict(choice="first" if margin > 0 else "second", margin=margin, rationale=told)

@@ -11,13 +11,14 @@ import re
 from typing import Any, NamedTuple
 
 from dpoflow.endpoints.cache import Reply
+from dpoflow.endpoints.client import sound
 from dpoflow.judge.verdict import Choice, Verdict
 
 INVALID = Verdict(choice="invalid")
 
 _WORDS: dict[str, Choice] = {"A": "first", "B": "second", "tie": "tie"}
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
-_LETTER = re.compile(r"\A[\"'(\[*]*(A|B|tie)[\"')\].*]*\Z", re.IGNORECASE)
+_LETTER = re.compile(r"\A[\"'(\[*]*(A|B|tie)[\"')\].*]*\Z", re.IGNORECASE | re.ASCII)
 _LEAST_MASS = 0.5
 """Of a first token's probability, how much must lie on verdicts."""
 
@@ -111,7 +112,9 @@ def _read(reply: Reply, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(told, dict) or told.keys() != {"reason", key}:
         return None
-    return told if isinstance(told["reason"], str) else None
+    if not isinstance(told["reason"], str):
+        return None
+    return told | {"reason": sound(told["reason"])}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

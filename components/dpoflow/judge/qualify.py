@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpoflow.contracts.judges import Qualification, SliceOfJudge
-from dpoflow.judge.verdict import Choice
+from dpoflow.judge.verdict import Choice, Outcome
 
 LEAST_KAPPA = 0.4
 """Of the interval's lower end: Landis and Koch's `moderate`."""
@@ -40,10 +40,14 @@ class Item(NamedTuple):
     slice: str | None = None
     lengths: tuple[int, int] | None = None
     """Characters of both answers, where they are known."""
+    settled: Outcome | None = None
+    """What the judge itself made of its verdicts, where it was asked here: a panel weighs them."""
 
     @property
     def agreed(self) -> Choice | None:
-        """What both orders say, if they say the same and it can be read."""
+        """What a pair would be made by: the side, or the tie, that both orders agree on."""
+        if self.settled is not None:
+            return self.settled.winner or ("tie" if self.settled.label == "tie" else None)
         same = self.forward == self.swapped and self.forward != "invalid"
         return self.forward if same else None
 

@@ -183,7 +183,7 @@ class RubricJudge:
     """Scores answers by one half of a rubric, or by all of it."""
 
     def __init__(self, rubric: Rubric, half: Literal["judge", "heldout", "all"] = "judge") -> None:
-        self.id = identify(rubric)
+        self.id = identify(rubric, half)
         self.checks = [check for check in rubric.checks if half in ("all", check.half)]
         if not self.checks:
             raise ValueError(
@@ -217,17 +217,20 @@ class RubricJudge:
         """The same as an outcome: each answer is scored alone, so there is no order to swap."""
         question = conversation[-1].content
         choice, margin = self.compare(question, first, second)
-        scores = self.score(question, first), self.score(question, second)
+        scores = sorted(
+            (self.score(question, first), self.score(question, second)),
+            key=lambda score: -score.total,
+        )
         told = Verdict(choice=choice, margin=margin, rationale=_rationale(*scores))
         return unordered(self.id, told)
 
 
-def identify(rubric: Rubric) -> str:
-    """Names a rubric so that a changed check is another judge."""
-    return f"rubric:{sha256_json(rubric)[:16]}"
+def identify(rubric: Rubric, half: str) -> str:
+    """Names a rubric so that a changed check, or another half of them, is another judge."""
+    return f"rubric:{half}:{sha256_json(rubric)[:16]}"
 
 
-def _rationale(first: Score, second: Score) -> str:
-    gaps = {name: first.by_check[name] - second.by_check[name] for name in first.by_check}
+def _rationale(better: Score, worse: Score) -> str:
+    gaps = {name: better.by_check[name] - worse.by_check[name] for name in better.by_check}
     told = [f"{name} {gap:+.2f}" for name, gap in sorted(gaps.items()) if abs(gap) >= 0.01]
-    return f"{first.total:.2f} against {second.total:.2f}: {', '.join(told)}"
+    return f"{better.total:.2f} against {worse.total:.2f}: {', '.join(told)}"

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.judges import JudgeConfig, RubricJudgeConfig, models_in
-from dpoflow.judge.build import judge_id
+from dpoflow.judge.build import Half, judge_id
 
 
-def check_trust(judge: JudgeConfig, writers: Iterable[str]) -> list[str]:
+def check_trust(judge: JudgeConfig, writers: Iterable[str], half: Half = "judge") -> list[str]:
     """What to say of `judge` where models named `writers` are judged."""
     if isinstance(judge, RubricJudgeConfig):
         return []  # it is what it says
-    report, name = judge.qualification, judge_id(judge)
+    report, name = judge.qualification, judge_id(judge, half)
     if report is not None and report.judge != name:
         raise ConfigError(
             f"the qualification is of judge {report.judge}, and this one is {name}: a model, a "

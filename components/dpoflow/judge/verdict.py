@@ -14,7 +14,15 @@ from dpoflow.contracts.pairs import Label, Message
 Side = Literal["first", "second"]
 Choice = Literal["first", "second", "tie", "invalid"]
 
-_HALF = 0.5
+_HALF = 0.5 + 1e-9
+"""Of all weight, and no rounding error of it."""
+
+Order = Literal["first_first", "second_first", "unordered"]
+_OTHER_ORDER: dict[Order, Order] = {
+    "first_first": "second_first",
+    "second_first": "first_first",
+    "unordered": "unordered",
+}
 _OTHER: dict[Choice, Choice] = {
     "first": "second",
     "second": "first",
@@ -43,8 +51,12 @@ class Ballot(NamedTuple):
     """One verdict about `first` and `second`, whichever of them was shown first."""
 
     judge: str
-    order: Literal["first_first", "second_first", "unordered"]
+    order: Order
     verdict: Verdict
+
+    def swapped(self) -> "Ballot":
+        """The same of the two answers the other way round."""
+        return Ballot(self.judge, _OTHER_ORDER[self.order], self.verdict.swapped())
 
 
 class Outcome(NamedTuple):
@@ -57,6 +69,13 @@ class Outcome(NamedTuple):
     """Of the first over the second, on a scale where 1 is all there is; None where the judge gives
     no number, or none that holds."""
     ballots: tuple[Ballot, ...]
+
+    def swapped(self) -> "Outcome":
+        """The same of the two answers the other way round."""
+        sides: dict[Side | None, Side | None] = {"first": "second", "second": "first", None: None}
+        margin = None if self.margin is None else -self.margin
+        ballots = tuple(ballot.swapped() for ballot in self.ballots)
+        return Outcome(self.label, sides[self.winner], margin, ballots)
 
     @property
     def lead(self) -> float:

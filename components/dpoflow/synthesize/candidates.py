@@ -1,12 +1,12 @@
 """Candidates: what each writer says to each prompt.
 
 Reads   prompts, the writers of the spec, the policy's folder, open endpoints
-Gives   `Candidate`, `write_candidates`: a list a prompt, or why there is none
+Gives   `Candidate`, `Group` of one prompt, `write_candidates`
 Not     which of them are fit to be judged (filters.py), judging them
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,6 +36,13 @@ class Candidate(NamedTuple):
     """Of the writer, in the spec."""
 
 
+class Group(NamedTuple):
+    """The candidates of one prompt, and why others of it are missing."""
+
+    candidates: list[Candidate]
+    missing: tuple[Missing, ...] = ()
+
+
 class Asked(NamedTuple):
     """One prompt, and how many candidates of each writer it is to have."""
 
@@ -52,9 +59,9 @@ def wanted(config: SynthesizeConfig, prompts: Sequence[Prompt]) -> list[Asked]:
 
 async def write_candidates(
     config: SynthesizeConfig, asked: Sequence[Asked], model: Path, at: Servers, state: StepState
-) -> list[list[Candidate] | Missing]:
-    """The candidates of each prompt, or why it has none."""
-    columns: list[list[list[Candidate] | Missing]] = []
+) -> list[Group]:
+    """The candidates of each prompt."""
+    columns: list[list[Group]] = []
     for place, writer in enumerate(config.writers):
         turns = [with_system(writer, each.prompt.prompt) for each in asked]
         counts = [each.counts[place] for each in asked]
@@ -73,12 +80,12 @@ def with_system(writer: GeneratorConfig, prompt: tuple[Message, ...]) -> tuple[M
     return (Message(role="system", content=writer.system), *rest)
 
 
-def _joined(columns: Sequence[list[Candidate] | Missing]) -> list[Candidate] | Missing:
-    """What all writers said. One that could not is missed only where no other could either."""
-    lists = [column for column in columns if isinstance(column, list)]
-    words = [column for column in columns if isinstance(column, str)]
-    every = [candidate for column in lists for candidate in column]
-    return words[0] if words and not every else every
+def _joined(columns: Sequence[Group]) -> Group:
+    """What all writers said, and did not."""
+    return Group(
+        [candidate for column in columns for candidate in column.candidates],
+        tuple(why for column in columns for why in column.missing),
+    )
 
 
 def _describe(writer: GeneratorConfig) -> str:
@@ -93,10 +100,10 @@ def _policy(
     counts: Sequence[int],
     model: Path,
     state: StepState,
-) -> list[list[Candidate] | Missing]:
+) -> list[Group]:
     """Samples of the policy itself, in process."""
     if not any(counts):
-        return [[] for _ in counts]
+        return [Group([]) for _ in counts]
     policy, tokenizer = load(model)
     dtype = choose("auto", policy, remember=state.root / "dtype.json")
     fits = [has_room(policy, tokenizer, prompt, writer.sampling) for prompt in turns]
@@ -120,12 +127,12 @@ def _policy(
     )
     by = Writer(generator=manifest.read(model).digest, sampling=_describe(writer), seed=config.seed)
 
-    def told(number: int, fit: bool) -> list[Candidate] | Missing:
-        if not fit:
-            return "too_long"
-        return [Candidate(next(answers), by, writer.name) for _ in range(number)]
+    def told(count: int, number: int) -> Group:
+        missing: list[Missing] = ["too_long"] * (count - number)
+        made = [Candidate(next(answers), by, writer.name) for _ in range(number)]
+        return Group(made, tuple(missing))
 
-    return [told(number, fit) for number, fit in zip(numbers, fits, strict=True)]
+    return [told(count, number) for count, number in zip(counts, numbers, strict=True)]
 
 
 async def _endpoint(
@@ -135,24 +142,22 @@ async def _endpoint(
     counts: Sequence[int],
     at: Servers,
     state: StepState,
-) -> list[list[Candidate] | Missing]:
+) -> list[Group]:
     """Samples of a model behind a server."""
     assert writer.endpoint is not None
     endpoint = await at.open(writer.endpoint)
     by = Writer(generator=writer.endpoint.model, sampling=_describe(writer), seed=config.seed)
 
-    async def work(asked: tuple[tuple[Message, ...], int]) -> list[Candidate] | Missing:
+    async def work(asked: tuple[tuple[Message, ...], int]) -> Group:
         prompt, count = asked
         told = await asyncio.gather(
             *(_ask(endpoint, request_of(writer, prompt, config.seed, n)) for n in range(count))
         )
         answers = [each for each in told if isinstance(each, Answer)]
-        words: list[Missing] = [each for each in told if not isinstance(each, Answer)]
-        return (
-            words[0] if words and not answers else [Candidate(a, by, writer.name) for a in answers]
-        )
+        missing = tuple(each for each in told if not isinstance(each, Answer))
+        return Group([Candidate(answer, by, writer.name) for answer in answers], missing)
 
-    columns: list[list[Candidate] | Missing] = []
+    columns: list[Group] = []
     pairs = zip(turns, counts, strict=True)
     phase = f"sampling {writer.name}"
     async for column in in_order(pairs, work, ahead=2 * writer.endpoint.concurrency):
@@ -195,14 +200,3 @@ async def _ask(endpoint: Endpoint, request: Request) -> Answer | Missing:
         num_tokens=reply.tokens_written,
         finished=reply.finish_reason == "stop",
     )
-
-
-def requests_of(
-    config: SynthesizeConfig, asked: Sequence[Asked]
-) -> Iterator[tuple[GeneratorConfig, Request]]:
-    """Every request that `write_candidates` would send, for an estimate."""
-    for place, writer in enumerate(config.writers):
-        for each in asked if writer.endpoint is not None else ():
-            for repeat in range(each.counts[place]):
-                turns = with_system(writer, each.prompt.prompt)
-                yield writer, request_of(writer, turns, config.seed, repeat)

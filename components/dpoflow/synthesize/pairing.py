@@ -24,13 +24,15 @@ from dpoflow.contracts.pairs import (
     Vote,
 )
 from dpoflow.contracts.spec import SynthesizeConfig
+from dpoflow.endpoints.budget import Exhausted
 from dpoflow.judge.verdict import Ballot, Choice, Judge, Outcome
-from dpoflow.synthesize.candidates import Candidate
+from dpoflow.synthesize.candidates import Candidate, Group, Missing
 from dpoflow.synthesize.filters import Aside, set_aside
 
 NotAPair = Literal[
     "too_long",
     "over_budget",
+    "too_few",
     "empty",
     "identical",
     "repeating",
@@ -85,13 +87,14 @@ class _Win(NamedTuple):
     outcome: Outcome
 
 
-def pair_with_reference(prompt: Prompt, candidates: Sequence[Candidate]) -> Judged:
+def pair_with_reference(prompt: Prompt, group: Group) -> Judged:
     """A human's answer is preferred to the model's own."""
     assert prompt.reference is not None
+    candidates = group.candidates
     aside = tuple(set_aside([each.answer for each in candidates], ()))
     fit = [each for each, why in zip(candidates, aside, strict=True) if why is None]
     if not fit:
-        return Judged((), "empty", aside, ())
+        return Judged((), _too_few(aside, group.missing), aside, ())
     if fit[0].answer.text.strip() == prompt.reference.strip():
         return Judged((), "identical", aside, ())
     vote = Vote(annotator="human", verdict="chosen", rationale="a human's answer to this prompt")
@@ -101,37 +104,30 @@ def pair_with_reference(prompt: Prompt, candidates: Sequence[Candidate]) -> Judg
 
 
 async def pairs_by_judge(
-    config: SynthesizeConfig, prompt: Prompt, candidates: Sequence[Candidate], judge: Judge
+    config: SynthesizeConfig, prompt: Prompt, group: Group, judge: Judge
 ) -> Judged:
     """Pairs among what the policy and others said, as the spec's strategy chooses them."""
+    candidates = group.candidates
     aside = tuple(set_aside([each.answer for each in candidates], config.drop))
     fit = [place for place, why in enumerate(aside) if why is None]
     if len(fit) < 2:  # it takes two
-        return Judged((), _too_few(aside), aside, ())
+        return Judged((), _too_few(aside, group.missing), aside, ())
     if not any(candidates[place].answer.finished for place in fit):
         return Judged((), "truncated", aside, ())
-    compared = await _compare(prompt, candidates, fit, judge)
+    compared, whole = await _compare(prompt, candidates, fit, judge)
+    if not whole:
+        return Judged((), "over_budget", aside, compared)
     found = _chosen(config, prompt, compared, fit, candidates)
     if not isinstance(found, list):
         return Judged((), found, aside, compared)
-    # Asked again with the winner first: nothing is paid twice, and reasons read from its side.
-    told = await asyncio.gather(
-        *(
-            judge.decide(prompt.prompt, _text(candidates, win.winner), _text(candidates, win.loser))
-            for win in found
-        )
-    )
-    pairs = tuple(
-        _judged_pair(prompt, candidates, win, outcome, judge.id)
-        for win, outcome in zip(found, told, strict=True)
-    )
+    pairs = tuple(_judged_pair(prompt, candidates, win, judge.id) for win in found)
     return Judged(pairs, None, aside, compared)
 
 
-def _too_few(aside: Sequence[Aside | None]) -> NotAPair:
-    """The commonest reason among candidates that were set aside; the first one of a draw."""
-    reasons: list[NotAPair] = [why for why in aside if why is not None]
-    return max(reasons, key=reasons.count) if reasons else "identical"
+def _too_few(aside: Sequence[Aside | None], missing: Sequence[Missing]) -> NotAPair:
+    """The commonest reason why candidates are missing or set aside; the first one of a draw."""
+    reasons: list[NotAPair] = [*missing, *(why for why in aside if why is not None)]
+    return max(reasons, key=reasons.count) if reasons else "too_few"
 
 
 def _text(candidates: Sequence[Candidate], place: int) -> str:
@@ -140,15 +136,23 @@ def _text(candidates: Sequence[Candidate], place: int) -> str:
 
 async def _compare(
     prompt: Prompt, candidates: Sequence[Candidate], fit: Sequence[int], judge: Judge
-) -> tuple[Compared, ...]:
+) -> tuple[tuple[Compared, ...], bool]:
+    """Every comparison that was made, and whether the budget let them all be."""
     couples = list(combinations(fit, 2))
     outcomes = await asyncio.gather(
         *(
             judge.decide(prompt.prompt, _text(candidates, i), _text(candidates, j))
             for i, j in couples
-        )
+        ),
+        return_exceptions=True,
     )
-    return tuple(Compared(i, j, outcome) for (i, j), outcome in zip(couples, outcomes, strict=True))
+    compared = []
+    for (first, second), outcome in zip(couples, outcomes, strict=True):
+        if isinstance(outcome, Outcome):
+            compared.append(Compared(first, second, outcome))
+        elif not isinstance(outcome, Exhausted):
+            raise outcome
+    return tuple(compared), len(compared) == len(couples)
 
 
 def _chosen(
@@ -211,13 +215,14 @@ def _win(each: Compared, candidates: Sequence[Candidate], min_margin: float) -> 
 
 def _commonest(found: Sequence[_Win | NotAPair]) -> NotAPair:
     reasons = [each for each in found if not isinstance(each, _Win)]
-    return max(reasons, key=reasons.count) if reasons else "tie"
+    # The judge goes round in circles: whom most others beat beat the best.
+    return max(reasons, key=reasons.count) if reasons else "inconsistent"
 
 
 def _judged_pair(
-    prompt: Prompt, candidates: Sequence[Candidate], win: _Win, outcome: Outcome, judge: str
+    prompt: Prompt, candidates: Sequence[Candidate], win: _Win, judge: str
 ) -> PreferencePair:
-    assert (outcome.label, outcome.winner) == ("preferred", "first")  # whoever is shown first
+    outcome = win.outcome if win.outcome.winner == "first" else win.outcome.swapped()
     chosen, rejected = candidates[win.winner], candidates[win.loser]
     requests = [ballot.verdict.request for ballot in outcome.ballots]
     made = Provenance(

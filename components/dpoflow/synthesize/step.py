@@ -25,15 +25,14 @@ from dpoflow.contracts.pairs import (
 )
 from dpoflow.contracts.results import Cost, SynthesizeResult
 from dpoflow.contracts.spec import SynthesizeConfig
-from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
 from dpoflow.judge.build import Servers, ahead_of, build, servers
 from dpoflow.judge.llm import template_of
 from dpoflow.judge.trust import check_trust
 from dpoflow.judge.verdict import Judge
 from dpoflow.state.step import StepState
-from dpoflow.synthesize.candidates import Asked, Candidate, Missing, wanted, write_candidates
-from dpoflow.synthesize.length import balanced, length_bias
+from dpoflow.synthesize.candidates import Asked, Group, wanted, write_candidates
+from dpoflow.synthesize.length import balanced, is_judged, length_bias
 from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge, vote
 from dpoflow.tracking.calls import Calls, register_templates
 
@@ -115,9 +114,10 @@ async def _run(
         num_pairs=len(left),
         not_pairs=_counts(each.reason for each in judged),
         left_out=len(made) - len(left),
+        missing=_counts(why for group in groups for why in group.missing),
         set_aside=_counts(why for each in judged for why in each.aside),
         outcomes=_counts(one.outcome.label for each in judged for one in each.compared),
-        length_bias=length_bias([pair for pair in left if _is_judged(pair)]),
+        length_bias=length_bias([pair for pair in left if is_judged(pair)]),
         cost=cost,
         stopped_by=stopped_by,
     )
@@ -141,14 +141,10 @@ def _counts(reasons: Iterator[str | None]) -> dict[str, int]:
     return dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
 
 
-def _is_judged(pair: PreferencePair) -> bool:
-    return pair.provenance is not None and pair.provenance.chosen is not None
-
-
 async def _judge(
     config: SynthesizeConfig,
     asked: Sequence[Asked],
-    groups: Sequence[list[Candidate] | Missing],
+    groups: Sequence[Group],
     at: Servers,
     state: StepState,
 ) -> list[Judged]:
@@ -156,7 +152,7 @@ async def _judge(
     judge = await build(config.judge, at)
     judged = list[Judged]()
 
-    async def work(one: tuple[Asked, list[Candidate] | Missing]) -> Judged:
+    async def work(one: tuple[Asked, Group]) -> Judged:
         return await _judge_one(config, one[0].prompt, one[1], judge)
 
     couples = zip(asked, groups, strict=True)
@@ -167,16 +163,11 @@ async def _judge(
 
 
 async def _judge_one(
-    config: SynthesizeConfig, prompt: Prompt, candidates: list[Candidate] | Missing, judge: Judge
+    config: SynthesizeConfig, prompt: Prompt, group: Group, judge: Judge
 ) -> Judged:
-    if isinstance(candidates, str):
-        return Judged((), candidates, (), ())
     if prompt.reference is not None:
-        return pair_with_reference(prompt, candidates)
-    try:
-        return await pairs_by_judge(config, prompt, candidates, judge)
-    except Exhausted:
-        return Judged((), "over_budget", (None,) * len(candidates), ())
+        return pair_with_reference(prompt, group)
+    return await pairs_by_judge(config, prompt, group, judge)
 
 
 def _told(result: SynthesizeResult) -> Iterator[str]:
@@ -185,6 +176,8 @@ def _told(result: SynthesizeResult) -> Iterator[str]:
 
     none = f" ({listed(result.not_pairs)})" if result.not_pairs else ""
     yield f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts{none}"
+    if result.missing:
+        yield f"candidates that could not be had: {listed(result.missing)}"
     if result.outcomes.keys() - {"preferred"}:
         yield f"comparisons: {listed(result.outcomes)}"
     bias = result.length_bias
@@ -200,11 +193,11 @@ def _told(result: SynthesizeResult) -> Iterator[str]:
 
 
 def _candidates(
-    asked: Sequence[Asked], groups: Sequence[list[Candidate] | Missing], judged: Sequence[Judged]
+    asked: Sequence[Asked], groups: Sequence[Group], judged: Sequence[Judged]
 ) -> Iterator[CandidateLine]:
     for (prompt, _), group, result in zip(asked, groups, judged, strict=True):
         lead = result.leads()
-        for place, candidate in enumerate(group if isinstance(group, list) else ()):
+        for place, candidate in enumerate(group.candidates):
             yield CandidateLine(
                 prompt_id=prompt.prompt_id,
                 place=place,
