@@ -1,6 +1,6 @@
 """The objectives that `train.loss` names, and which knobs each uses.
 
-Gives   `LossName`, `USES`, `REFERENCE_FREE`, `BY_TOKEN`
+Gives   `LossName`, `USES`, `REFERENCE_FREE`
 Not     the mathematics (train/losses.py)
 """
 
@@ -21,6 +21,3 @@ USES: dict[str, tuple[LossName, ...]] = {
 
 REFERENCE_FREE: frozenset[LossName] = frozenset({"simpo", "orpo"})
 """Objectives that compare with no reference."""
-
-BY_TOKEN: frozenset[LossName] = frozenset({"ipo_mean", "sigmoid_norm"})
-"""Objectives whose margin is of means over tokens, not of sums."""

@@ -13,7 +13,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from dpoflow.contracts.objectives import BY_TOKEN, REFERENCE_FREE
+from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.head import TokenScores
 from dpoflow.policy.layout import Batch
@@ -24,11 +24,9 @@ from dpoflow.train.losses import Scored, sft_loss
 def rewards(of: Scored, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Implicit rewards of (chosen_B, rejected_B): beta times the log-ratio to the reference.
 
-    A token's, for objectives that compare answers by it. Without a reference, beta times nats a
-    token (Meng et al. 2024, eq. 4).
+    Of whole answers, as TRL reports them, also for objectives that compare by token. Without a
+    reference, beta times nats a token (Meng et al. 2024, eq. 4).
     """
-    if config.loss in BY_TOKEN:
-        of = of.by_token()
     if config.loss in REFERENCE_FREE:
         mean = of.by_token()
         return config.beta * mean.chosen_B, config.beta * mean.rejected_B
