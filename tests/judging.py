@@ -13,7 +13,7 @@ from tests.fakes.openai_server import Action, Say, ScriptedServer
 
 from dpoflow.contracts.judges import BudgetConfig, LlmJudgeConfig
 from dpoflow.contracts.pairs import Message
-from dpoflow.judge.build import Servers, build, servers
+from dpoflow.judge.build import Servers, build
 from dpoflow.judge.verdict import Judge, Outcome
 
 ASKED = (Message(role="user", content="Where is my parcel?"),)
@@ -59,7 +59,7 @@ async def asking(
     judge: LlmJudgeConfig, kept: Path, budget: BudgetConfig | None = None
 ) -> AsyncIterator[tuple[Judge, Servers]]:
     """The judge, and its servers, for as long as the context lasts."""
-    async with servers(kept, "me", budget) as at:
+    async with Servers(kept, "me", budget, lambda *_: None) as at:
         yield await build(judge, at), at
 
 

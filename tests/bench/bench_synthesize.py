@@ -31,7 +31,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 from dpoflow.contracts.judges import LlmJudgeConfig
 from dpoflow.contracts.pairs import Message
 from dpoflow.endpoints.stream import in_order
-from dpoflow.judge.build import ahead_of, build, servers
+from dpoflow.judge.build import Servers, ahead_of, build
 
 OUT = Path("build/bench/synthesize.json")
 LATENCY_S, IN_FLIGHT = 0.2, 64
@@ -46,7 +46,7 @@ def judging(url: str, num_requests: int, folder: Path, turn: int = 0) -> float:
     asked = (Message(role="user", content=f"Question {turn}. " + "How do I return a lamp? " * 20),)
 
     async def run() -> float:
-        async with servers(folder / "answers.sqlite", "bench") as at:
+        async with Servers(folder / "answers.sqlite", "bench", None, lambda *_: None) as at:
             judge = await build(config, at)
 
             async def work(place: int) -> str:

@@ -13,9 +13,10 @@ from tests.fakes.openai_server import Action, Cut, Garbage, Hang, Refuse, Say, S
 from tests.judging import ASKED, asking, config, decide, honest
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
-from dpoflow.contracts.judges import BudgetConfig, EndpointConfig
+from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, RubricJudgeConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.cache import Cache, Reply, Request
+from dpoflow.judge.build import Servers, build
 
 GOOD, BAD = "quality=2", "quality=1"
 
@@ -255,7 +256,7 @@ def test_a_budget_ends_the_asking_is_used_up_and_never_overrun(
                     *(judged.decide(ASKED, f"{GOOD} {n}", BAD) for n in range(10)),
                     return_exceptions=True,
                 )
-                return list(told), at.cache.spent()["judge"]
+                return list(told), at.spent()["judge"]
 
         told, spent = asyncio.run(run())
 
@@ -380,7 +381,7 @@ def test_a_server_that_counts_no_tokens_is_taken_to_have_used_the_most(tmp_path:
         async def run() -> Any:
             async with asking(judge, tmp_path / "kept") as (judged, at):
                 await judged.decide(ASKED, GOOD, BAD)
-                return at.cache.spent()["judge"]
+                return at.spent()["judge"]
 
         spent = asyncio.run(run())
 
@@ -450,3 +451,32 @@ def test_an_answer_that_another_run_was_quicker_to_pay_for_is_the_answer(tmp_pat
             return [reply.text for reply in kept]
 
     assert asyncio.run(run()) == ["first", "first"]
+
+
+def test_a_judge_that_asks_nobody_opens_no_store(tmp_path: Path) -> None:
+    """A rubric must work on a volume that no database likes."""
+    rubric = {"checks": [{"kind": "prose", "name": "p", "half": "judge"}]}
+
+    async def run() -> None:
+        async with Servers(tmp_path / "kept", "me", None, lambda *_: None) as at:
+            judge = await build(RubricJudgeConfig.model_validate({"rubric": rubric}), at)
+            await judge.decide(ASKED, GOOD, BAD)
+            assert (at.spent(), at.stopped_by) == ({}, None)
+
+    asyncio.run(run())
+
+    assert not (tmp_path / "kept").exists()
+
+
+def test_requests_too_long_after_a_restart_are_no_reason_to_stop(tmp_path: Path) -> None:
+    """What was answered before the restart shows that the server can answer."""
+
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        return Refuse(413) if "long" in str(body) else honest(body)
+
+    with ScriptedServer(script) as server:
+        decide(config(server), tmp_path / "kept", [(GOOD, BAD)])
+        couples = [(GOOD, BAD), *((f"{GOOD} long {n}", BAD) for n in range(30))]
+        outcomes = decide(config(server), tmp_path / "kept", couples)
+
+    assert [outcome.label for outcome in outcomes] == ["preferred", *["invalid"] * 30]

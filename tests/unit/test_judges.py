@@ -17,7 +17,7 @@ from dpoflow.contracts.judges import LlmJudgeConfig, PanelJudgeConfig
 from dpoflow.contracts.pairs import Message
 from dpoflow.endpoints.cache import Reply
 from dpoflow.judge import parse
-from dpoflow.judge.build import build, judge_id, servers
+from dpoflow.judge.build import Servers, build, judge_id
 from dpoflow.judge.llm import identify
 from dpoflow.judge.qualify import Item, qualify
 from dpoflow.judge.template import NEEDS, Template, cleaned, shipped, transcript
@@ -322,7 +322,7 @@ def test_a_panel_asks_all_of_its_judges(tmp_path: Path) -> None:
         )
 
         async def run() -> tuple[str, Outcome]:
-            async with servers(tmp_path / "kept", "me") as at:
+            async with Servers(tmp_path / "kept", "me", None, lambda *_: None) as at:
                 judge = await build(panel, at)
                 return judge.id, await judge.decide(ASKED, "quality=1", "quality = 2")
 

@@ -304,6 +304,31 @@ def test_a_command_that_says_too_little_is_told_what_is_missing(
     assert message in str(told.exception)
 
 
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"kind": "lm"}, "evaluate.judge.kind must be one of 'rubric', 'llm', 'panel', got 'lm'"),
+        ({"kind": "llm"}, "evaluate.judge.endpoint is missing"),
+        (
+            {"kind": "llm", "endpoint": {"base_url": "http://[", "model": "m"}},
+            "evaluate.judge.endpoint.base_url: Invalid IPv6 URL",
+        ),
+        (
+            {"kind": "llm", "endpoint": {"base_url": "http://h/v1", "model": "m", "modle": "m"}},
+            "unknown key evaluate.judge.endpoint.modle; did you mean",
+        ),
+        ({"kind": "llm", "qualification": "none.json"}, "the judge's qualification"),
+    ],
+)
+def test_a_judge_that_is_wrongly_written_is_told_by_its_key(
+    judge: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_spec(spec_at(tmp_path, judge))
+
+    assert message in str(error.value)
+
+
 # ---------------------------------------------------------------- trust
 
 

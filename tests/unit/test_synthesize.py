@@ -36,10 +36,7 @@ def likes(phrase: str, *, kind: str = "must_contain") -> RubricJudge:
 
 
 def said(*texts: str, finished: bool = True) -> list[Candidate]:
-    return [
-        Candidate(Answer(text=text, num_tokens=3, finished=finished), WRITER, "policy")
-        for text in texts
-    ]
+    return [Candidate(Answer(text=text, num_tokens=3, finished=finished), WRITER) for text in texts]
 
 
 def ask(candidates: Sequence[Candidate], judge: Judge, **knobs: Any) -> Judged:

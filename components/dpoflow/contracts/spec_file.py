@@ -182,6 +182,8 @@ def sentence(error: ErrorDetails) -> str:
     name = _dotted(error["loc"])
     kind, given, ctx = error["type"], error["input"], error.get("ctx", {})
     shown = repr(given) if isinstance(given, str | int | float | bool | None) else _kind(given)
+    if kind == "union_tag_invalid":
+        name, shown = f"{name}.kind", repr(ctx["tag"])
     if kind == "extra_forbidden":
         return f"unknown key {name}{_nearest(name)}"
     if kind == "missing":
@@ -192,6 +194,7 @@ def sentence(error: ErrorDetails) -> str:
         "less_than": ("< ", "lt"),
         "less_than_equal": ("<= ", "le"),
         "literal_error": ("one of ", "expected"),
+        "union_tag_invalid": ("one of ", "expected_tags"),
     }
     if kind in bounds:
         word, key = bounds[kind]

@@ -89,7 +89,7 @@ class Cache:
     def __enter__(self) -> Self:
         try:
             self._thread.submit(self._told, self._open).result()
-        except BaseException:
+        except BaseException:  # nobody else would end the thread
             self.__exit__()
             raise
         return self

@@ -127,6 +127,7 @@ class Endpoint:
     async def _find_or_ask(self, request: Request) -> Reply:
         kept = await self._cache.find(request)
         if kept is not None:
+            self._any_answered = True
             return kept
         if self.config.context_tokens and _estimate(request) > self.config.context_tokens:
             raise Unanswerable(f"longer than the {self.config.context_tokens} tokens of the model")
@@ -195,7 +196,7 @@ class Endpoint:
     async def _quiet(self) -> None:
         """Until no Retry-After holds any more; another request's may have come meanwhile."""
         while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110  # a time, no event
-            await asyncio.sleep(left)  # waiting for a time, not for an event
+            await asyncio.sleep(left)
 
     async def _attempt(self, request: Request) -> Reply:
         try:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.judges import RubricJudgeConfig, models_in
+from dpoflow.contracts.judges import RubricJudgeConfig
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
 from dpoflow.contracts.results import Decision, EvaluateResult, Interval
 from dpoflow.contracts.spec import EvaluateConfig
@@ -33,10 +33,9 @@ from dpoflow.evaluate.measure import (
 )
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.statistics import bootstrap_mean
-from dpoflow.judge.build import ahead_of, build, servers
-from dpoflow.judge.llm import template_of
+from dpoflow.judge.build import ahead_of, build
 from dpoflow.judge.rubric import RubricJudge
-from dpoflow.judge.trust import check_trust
+from dpoflow.judge.session import session
 from dpoflow.judge.verdict import Outcome
 from dpoflow.policy.answers import repeats
 from dpoflow.policy.dtype import choose
@@ -46,7 +45,6 @@ from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
-from dpoflow.tracking.calls import Calls, register_templates
 
 _BATCH = 8
 
@@ -187,13 +185,7 @@ async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> 
     triples = zip(seen.prompts, seen.candidate, seen.base, strict=True)
     if config.judge is None:
         return [_comparison(config, *triple, None) for triple in triples]
-    for sentence in check_trust(config.judge, (), half="all"):
-        state.events.say(sentence)
-    models = list(models_in(config.judge))
-    register_templates((t.id, t.text) for t in map(template_of, models))
-    calls = Calls(max((each.traced for each in models), default=0.0))
-    kept = state.root / "answers.sqlite"
-    async with servers(kept, state.folder.name, config.budget, answered=calls) as at:
+    async with session(config.judge, state, config.budget, half="all") as at:
         judge = await build(config.judge, at, half="all")
 
         async def work(triple: tuple[Prompt, Answer, Answer]) -> Comparison:
@@ -210,12 +202,6 @@ async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> 
         async for each in in_order(triples, work, ahead=ahead_of(config.judge)):
             compared.append(each)
             state.events.progress("judging", len(compared), len(seen.prompts), unit="prompts")
-        for model, spent in at.cache.spent().items():
-            state.events.say(
-                f"{model}: {spent.requests:,} requests, {spent.tokens:,} tokens, "
-                f"{spent.money:,.2f} paid"
-            )
-    calls.flush()
     return compared
 
 

@@ -1,16 +1,15 @@
 """From a spec's judge to one that can be asked, with its servers, cache and budget open.
 
 Reads   `JudgeConfig`, where answers are kept, what may be spent
-Gives   `servers`, `build`, `judge_id`, `ahead_of`
+Gives   `Servers`, `build`, `judge_id`, `ahead_of`
 Not     what is done with outcomes
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.judges import (
@@ -32,40 +31,50 @@ from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Judge
 
 Half = Literal["judge", "heldout", "all"]
+Answered = Callable[[Request, Reply, float], None]
+"""Hears of an answer that was paid for just now, and how many seconds it took."""
 
 
-@dataclass
 class Servers:
-    """Endpoints that share one cache and one budget; each is opened when first wanted."""
+    """Endpoints that share one store of answers and one budget.
 
-    cache: Cache
-    budget: Budget
-    answered: Callable[[Request, Reply, float], None]
-    stack: AsyncExitStack
-    _open: dict[str, Endpoint] = field(default_factory=dict)
+    Nothing is opened before an endpoint is wanted: a rubric needs no database.
+    """
+
+    def __init__(
+        self, kept: Path, payer: str, budget: BudgetConfig | None, answered: Answered
+    ) -> None:
+        self._kept, self._payer, self._limits, self._answered = kept, payer, budget, answered
+        self._stack = AsyncExitStack()
+        self._shared: tuple[Cache, Budget] | None = None
+        self._endpoints: dict[str, Endpoint] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
     async def open(self, config: EndpointConfig) -> Endpoint:
         """The same endpoint for the same config, so that its limits are shared."""
+        if self._shared is None:
+            cache = self._stack.enter_context(Cache(self._kept, self._payer))
+            spent = reduce(add, cache.spent().values(), Spent())
+            self._shared = cache, Budget(self._limits, spent)
         name = sha256_json(config)
-        if name not in self._open:
-            endpoint = Endpoint(config, self.cache, self.budget, answered=self.answered)
-            self._open[name] = await self.stack.enter_async_context(endpoint)
-        return self._open[name]
+        if name not in self._endpoints:
+            endpoint = Endpoint(config, *self._shared, answered=self._answered)
+            self._endpoints[name] = await self._stack.enter_async_context(endpoint)
+        return self._endpoints[name]
 
+    def spent(self) -> dict[str, Spent]:
+        """By model, earlier attempts included."""
+        return self._shared[0].spent() if self._shared else {}
 
-@asynccontextmanager
-async def servers(
-    kept: Path,
-    payer: str,
-    budget: BudgetConfig | None = None,
-    *,
-    answered: Callable[[Request, Reply, float], None] = lambda request, reply, seconds: None,
-) -> AsyncIterator[Servers]:
-    """Endpoints whose answers lie in the file `kept` and count against `payer`'s budget."""
-    with Cache(kept, payer) as cache:
-        spent = reduce(add, cache.spent().values(), Spent())
-        async with AsyncExitStack() as stack:
-            yield Servers(cache, Budget(budget, spent), answered, stack)
+    @property
+    def stopped_by(self) -> str | None:
+        """The budget that was reached, in words."""
+        return self._shared[1].exhausted if self._shared else None
 
 
 async def build(config: JudgeConfig, at: Servers, half: Half = "judge") -> Judge:

@@ -26,7 +26,7 @@ from dpoflow.contracts.judges import BudgetConfig, JudgeConfig
 from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
-from dpoflow.judge.build import Half, ahead_of, build, servers
+from dpoflow.judge.build import Half, Servers, ahead_of, build
 from dpoflow.judge.qualify import Item
 from dpoflow.judge.verdict import Ballot, Choice, Outcome
 
@@ -172,7 +172,7 @@ def ask(
 
     async def run() -> list[Item]:
         items: list[Item] = []
-        async with servers(kept, payer, budget) as at:
+        async with Servers(kept, payer, budget, lambda request, reply, seconds: None) as at:
             judge = await build(config, at, half)
 
             async def work(one: Labelled) -> Item:

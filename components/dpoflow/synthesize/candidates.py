@@ -32,8 +32,6 @@ class Candidate(NamedTuple):
 
     answer: Answer
     writer: Writer
-    name: str
-    """Of the writer, in the spec."""
 
 
 class Group(NamedTuple):
@@ -129,7 +127,7 @@ def _policy(
 
     def told(count: int, number: int) -> Group:
         missing: list[Missing] = ["too_long"] * (count - number)
-        made = [Candidate(next(answers), by, writer.name) for _ in range(number)]
+        made = [Candidate(next(answers), by) for _ in range(number)]
         return Group(made, tuple(missing))
 
     return [told(count, number) for count, number in zip(counts, numbers, strict=True)]
@@ -155,7 +153,7 @@ async def _endpoint(
         )
         answers = [each for each in told if isinstance(each, Answer)]
         missing = tuple(each for each in told if not isinstance(each, Answer))
-        return Group([Candidate(answer, by, writer.name) for answer in answers], missing)
+        return Group([Candidate(answer, by) for answer in answers], missing)
 
     columns: list[Group] = []
     pairs = zip(turns, counts, strict=True)

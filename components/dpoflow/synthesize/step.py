@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpoflow.contracts.base import Contract
-from dpoflow.contracts.judges import models_in
 from dpoflow.contracts.pairs import (
     Label,
     PreferencePair,
@@ -26,15 +25,13 @@ from dpoflow.contracts.pairs import (
 from dpoflow.contracts.results import Cost, SynthesizeResult
 from dpoflow.contracts.spec import SynthesizeConfig
 from dpoflow.endpoints.stream import in_order
-from dpoflow.judge.build import Servers, ahead_of, build, servers
-from dpoflow.judge.llm import template_of
-from dpoflow.judge.trust import check_trust
+from dpoflow.judge.build import Servers, ahead_of, build
+from dpoflow.judge.session import session
 from dpoflow.judge.verdict import Judge
 from dpoflow.state.step import StepState
 from dpoflow.synthesize.candidates import Asked, Group, wanted, write_candidates
 from dpoflow.synthesize.length import balanced, is_judged, length_bias
 from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge, vote
-from dpoflow.tracking.calls import Calls, register_templates
 
 
 class CandidateLine(Contract):
@@ -89,18 +86,12 @@ async def _run(
     config: SynthesizeConfig, asked: Sequence[Asked], model: Path, pairs: Path, state: StepState
 ) -> SynthesizeResult:
     assert config.judge is not None  # the spec refuses this
-    for sentence in check_trust(config.judge, _models(config, model)):
-        state.events.say(sentence)
-    asked_models = list(models_in(config.judge))
-    register_templates((t.id, t.text) for t in map(template_of, asked_models))
-    calls = Calls(max((each.traced for each in asked_models), default=0.0))
-    kept = state.root / "answers.sqlite"
-    async with servers(kept, state.folder.name, config.budget, answered=calls) as at:
+    writers = list(_models(config, model))
+    async with session(config.judge, state, config.budget, half="judge", writers=writers) as at:
         groups = await write_candidates(config, asked, model, at, state)
         judged = await _judge(config, asked, groups, at, state)
-        cost = {name: Cost(**spent._asdict()) for name, spent in at.cache.spent().items()}
-        stopped_by = at.budget.exhausted
-    calls.flush()
+        cost = {name: Cost(**spent._asdict()) for name, spent in at.spent().items()}
+        stopped_by = at.stopped_by
     made = [pair for each in judged for pair in each.pairs]
     left = balanced(made) if config.balance_length else made
     write_parquet(
@@ -186,8 +177,6 @@ def _told(result: SynthesizeResult) -> Iterator[str]:
             f"the chosen answer is the longer one in {bias.chosen_longer:.0%} of judged pairs "
             f"[{bias.low:.0%}, {bias.high:.0%}]"
         )
-    for model, cost in result.cost.items():
-        yield f"{model}: {cost.requests:,} requests, {cost.tokens:,} tokens, {cost.money:,.2f} paid"
     if result.stopped_by:
         yield f"stopped asking: {result.stopped_by}"
 

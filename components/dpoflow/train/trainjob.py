@@ -199,7 +199,7 @@ class _Cluster:
     """The few things that are asked of the Kubernetes API."""
 
     interval_s = float(os.environ.get("DPOFLOW_TRAINJOB_POLL_S", "5"))
-    patience_s = float(os.environ.get("DPOFLOW_TRAINJOB_DELETE_S", "300"))
+    patience_s = 300.0
     """How long a job that was deleted may take to be gone."""
     away = False
     """Whether the API itself stopped answering."""

@@ -1,0 +1,41 @@
+"""One step's dealings with judges and writers behind endpoints, from the first word to the bill.
+
+Reads   a spec's judge, the step's state
+Gives   `session`: open `Servers`; what is spent is told as an event, and calls to MLflow
+Not     what is asked
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from dpoflow.contracts.judges import BudgetConfig, JudgeConfig, models_in
+from dpoflow.judge.build import Half, Servers
+from dpoflow.judge.llm import template_of
+from dpoflow.judge.trust import check_trust
+from dpoflow.state.step import StepState
+from dpoflow.tracking.calls import Calls, register_templates
+
+
+@asynccontextmanager
+async def session(
+    judge: JudgeConfig,
+    state: StepState,
+    budget: BudgetConfig,
+    *,
+    half: Half,
+    writers: Iterable[str] = (),
+) -> AsyncIterator[Servers]:
+    """Servers for as long as the context lasts. ConfigError for a judge that was found wanting."""
+    for sentence in check_trust(judge, writers, half):
+        state.events.say(sentence)
+    models = list(models_in(judge))
+    register_templates((t.id, t.text) for t in map(template_of, models))
+    calls = Calls(max((each.traced for each in models), default=0.0))
+    async with Servers(state.root / "answers.sqlite", state.folder.name, budget, calls) as at:
+        yield at
+        for model, spent in at.spent().items():
+            state.events.say(
+                f"{model}: {spent.requests:,} requests, {spent.tokens:,} tokens, "
+                f"{spent.money:,.2f} paid"
+            )
+    calls.flush()
