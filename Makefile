@@ -50,6 +50,7 @@ gpu-check: setup ## Parity and the same bench on a GPU; build/bench/train-gpu.js
 
 bench-synthesize: setup ## Judging, its memory, sampling; build/bench/synthesize.json
 	$(PYTHON) -m tests.bench.bench_synthesize $(ARGS)
+
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \
 	if (( $${#programs[@]} == 0 )); then echo "make bench: tests/bench holds no bench_*.py yet"; fi; \

@@ -17,6 +17,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -124,6 +125,19 @@ def tiny_model(
 def tiny_folder(folder: Path, family: Family = "llama", *, seed: int = 0, hidden: int = 48) -> Path:
     """The tiny model and tokenizer as `save_pretrained` leaves them."""
     tiny_model(family, seed=seed, hidden=hidden).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_reward_folder(folder: Path, *, labels: int = 1, scale: float = 1.0) -> Path:
+    """A reward model of random weights; `scale` -1 is the same with every reward turned around."""
+    torch.manual_seed(7)
+    config = tiny_model("llama").config
+    config.num_labels = labels
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        model.score.weight.mul_(scale)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -45,6 +45,8 @@ def _data(
             prompts=checked.outputs["prompts"],
             model_uri=pinned.outputs["init_uri"],
             model_digest=pinned.outputs["init_digest"],
+            judges_uri=pinned.outputs["judges_uri"],
+            judges_digest=pinned.outputs["judges_digest"],
         )
     )
     merged = place(
@@ -89,6 +91,8 @@ def _policy(
             heldout=merged.outputs["heldout"],
             model_uri=pinned.outputs["model_uri"],
             model_digest=pinned.outputs["model_digest"],
+            judges_uri=pinned.outputs["judges_uri"],
+            judges_digest=pinned.outputs["judges_digest"],
         )
     )
     return trained, judged

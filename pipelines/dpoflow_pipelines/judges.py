@@ -5,6 +5,7 @@ Gives   `qualify_judge`, `show_qualification`, `show_cost`
 Not     the figures (dpoflow.judge.qualify)
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.judges import JudgeConfig, Qualification
+from dpoflow.contracts.judges import JudgeConfig, Qualification, rewards_in
 from dpoflow.contracts.spec import Spec
 from dpoflow.judge.build import Half, judge_id
 from dpoflow.judge.estimate import Expected, of_labelled
 from dpoflow.judge.labelled import Labelled, ask, read_labelled, read_verdicts
 from dpoflow.judge.qualify import Item, qualify
+from dpoflow.snapshot.model import Store, pin_judges
+from dpoflow.state.files import writable_folder
 from dpoflow_pipelines.spending import show_expected
 
 
@@ -69,6 +72,7 @@ def qualify_judge(
 def _asked(
     judge: JudgeConfig, half: Half, pairs: Sequence[Labelled], home: Path, console: Console
 ) -> list[Item]:
+    models = _pinned(judge, home, console)
     with Progress(
         *Progress.get_default_columns()[:-1],
         TimeRemainingColumn(),
@@ -83,8 +87,19 @@ def _asked(
             half=half,
             kept=home / "answers.sqlite",
             payer=f"qualify {judge_id(judge, half)}",
+            models=models,
             progress=lambda done, total: bars.update(bar, completed=done),
         )
+
+
+def _pinned(judge: JudgeConfig, home: Path, console: Console) -> Path | None:
+    """The folder with the judge's reward models, if it has any."""
+    uris = [each.model for each in rewards_in(judge)]
+    if not uris:
+        return None
+    writable_folder(home, "the home")
+    with tempfile.TemporaryDirectory(dir=home) as work:
+        return pin_judges(uris, Store(home, Path(work), lambda told: console.print(escape(told))))
 
 
 def expected_cost(judge: JudgeConfig, labelled: Path) -> Expected:

@@ -67,8 +67,13 @@ def check_sources(spec: Spec) -> None:
     for source in (*pinned.sources, *pinned.replay):
         if not source.uri.startswith(REGISTRY):
             data_files(source.uri)
-    models = {"model": pinned.model, "train.init": pinned.init, "train.reference": pinned.reference}
-    for key, uri in models.items():
+    models = [
+        ("model", pinned.model),
+        ("train.init", pinned.init),
+        ("train.reference", pinned.reference),
+        *(("a judge's model", uri) for uri in pinned.judges),
+    ]
+    for key, uri in models:
         if uri is None or "://" in uri or uri.startswith(REGISTRY) or Path(uri).is_dir():
             continue
         what = "is a file" if Path(uri).exists() else "does not exist"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, models_in
+from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, RubricJudgeConfig, models_in
 from dpoflow.contracts.pairs import Prompt
 from dpoflow.contracts.spec import Spec
 from dpoflow_pipelines.rows import rows_of
@@ -44,15 +44,15 @@ def judges_of(spec: Spec) -> Iterator[tuple[JudgeConfig, "Half"]]:
 
 def check_judges(spec: Spec) -> None:
     """Keys, templates and qualifications, before there is a run. Raises ConfigError."""
-    if not any(True for _ in endpoints_of(spec)):
-        return
-    from dpoflow.endpoints.client import key_of
-    from dpoflow.judge.llm import template_of
-    from dpoflow.judge.trust import check_trust
-
-    for endpoint in endpoints_of(spec):
+    endpoints = list(endpoints_of(spec))
+    asked = [each for each in judges_of(spec) if not isinstance(each[0], RubricJudgeConfig)]
+    if endpoints or asked:  # a rubric needs none of these imports
+        from dpoflow.endpoints.client import key_of
+        from dpoflow.judge.llm import template_of
+        from dpoflow.judge.trust import check_trust
+    for endpoint in endpoints:
         key_of(endpoint)
-    for judge, half in judges_of(spec):
+    for judge, half in asked:
         for each in models_in(judge):
             template_of(each)
         check_trust(judge, (), half)

@@ -31,6 +31,8 @@ class Step:
     result: type[Contract]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    """Inputs that may be absent."""
 
 
 STEPS = {
@@ -50,6 +52,7 @@ STEPS = {
         results.SynthesizeResult,
         ("prompts", "model"),
         ("pairs",),
+        optional=("judges",),
     ),
     "merge": Step(
         "dpoflow.validate.step:merge",
@@ -71,6 +74,7 @@ STEPS = {
         results.EvaluateResult,
         ("model", "policy", "heldout"),
         ("decision",),
+        optional=("judges",),
     ),
     "register": Step(
         "dpoflow.register.step:run",
@@ -89,7 +93,7 @@ def run_step(
     if name not in STEPS:
         raise ConfigError(f"no step '{name}'; known: {', '.join(STEPS)}")
     step = STEPS[name]
-    given = _named(inputs, step.inputs, "--in", name)
+    given = _named(inputs, step.inputs, "--in", name, step.optional)
     for key, path in given.items():
         if not Path(path).is_dir():
             raise ConfigError(f"--in {key}={path}: no such folder; name an artifact of a step")
@@ -113,12 +117,18 @@ def run_step(
     return result.model_dump_json(indent=2)
 
 
-def _named(given: Sequence[str], wanted: tuple[str, ...], option: str, step: str) -> dict[str, str]:
+def _named(
+    given: Sequence[str],
+    wanted: tuple[str, ...],
+    option: str,
+    step: str,
+    optional: tuple[str, ...] = (),
+) -> dict[str, str]:
     found = {}
     for text in given:
         key, _, path = text.partition("=")
-        if key not in wanted or not path:
-            names = ", ".join(wanted) or "none"
+        if key not in wanted + optional or not path:
+            names = ", ".join(wanted + optional) or "none"
             raise ConfigError(f"{option} {text}: {step} takes NAME=PATH for: {names}")
         found[key] = str(Path(path).resolve())
     missing = [key for key in wanted if key not in found]

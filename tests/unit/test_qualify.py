@@ -307,7 +307,10 @@ def test_a_command_that_says_too_little_is_told_what_is_missing(
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ({"kind": "lm"}, "evaluate.judge.kind must be one of 'rubric', 'llm', 'panel', got 'lm'"),
+        (
+            {"kind": "lm"},
+            "evaluate.judge.kind must be one of 'rubric', 'llm', 'reward', 'panel', got 'lm'",
+        ),
         ({"kind": "llm"}, "evaluate.judge.endpoint is missing"),
         (
             {"kind": "llm", "endpoint": {"base_url": "http://[", "model": "m"}},

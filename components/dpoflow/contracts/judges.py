@@ -1,8 +1,8 @@
 """Who decides which of two answers is better, as a spec says it.
 
 Reads   nothing
-Gives   `JudgeConfig` (rubric, llm, panel) and what is in one, `EndpointConfig`, `BudgetConfig`,
-        `Qualification`
+Gives   `JudgeConfig` (rubric, llm, reward, panel) and what is in one, `EndpointConfig`,
+        `BudgetConfig`, `Qualification`, `reward_folder`
 Not     judging (judge/), talking to servers (endpoints/)
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from dpoflow.contracts.base import Contract
+from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.rubric import Rubric
 
 
@@ -153,6 +153,24 @@ class LlmJudgeConfig(Contract):
         return self
 
 
+class RewardJudgeConfig(Contract):
+    """A model that gives each answer a number: a sequence classifier with one label."""
+
+    kind: Literal["reward"]
+    model: str = Field(min_length=1)
+    """Its URI, like the spec's model: a folder, hf://ORG/NAME@REVISION, models:/NAME/VERSION."""
+    max_tokens: int | None = Field(None, ge=8)
+    """A conversation with its answer that is longer is not judged; None takes the model's own
+    limit."""
+    qualification: Qualification | None = None
+    """What `dpoflow judge qualify --out FILE` wrote of this judge: the path of that file."""
+
+
+def reward_folder(uri: str) -> str:
+    """Where the reward model of that URI lies among those that were pinned."""
+    return sha256_json(uri)[:16]
+
+
 def _kind(given: Any) -> str:
     kind = given.get("kind", "rubric") if isinstance(given, dict) else getattr(given, "kind", "")
     return str(kind)
@@ -162,14 +180,16 @@ class Seat(Contract):
     """One judge of a panel and its weight."""
 
     judge: Annotated[
-        Annotated[RubricJudgeConfig, Tag("rubric")] | Annotated[LlmJudgeConfig, Tag("llm")],
+        Annotated[RubricJudgeConfig, Tag("rubric")]
+        | Annotated[LlmJudgeConfig, Tag("llm")]
+        | Annotated[RewardJudgeConfig, Tag("reward")],
         Discriminator(_kind),
     ]
     weight: float = Field(1, gt=0)
 
     @model_validator(mode="after")
     def _has_no_report_of_its_own(self) -> Self:
-        if isinstance(self.judge, LlmJudgeConfig) and self.judge.qualification is not None:
+        if getattr(self.judge, "qualification", None) is not None:
             raise ValueError("the qualification of a seat is not used; qualify the whole panel")
         return self
 
@@ -196,6 +216,7 @@ class PanelJudgeConfig(Contract):
 JudgeConfig = Annotated[
     Annotated[RubricJudgeConfig, Tag("rubric")]
     | Annotated[LlmJudgeConfig, Tag("llm")]
+    | Annotated[RewardJudgeConfig, Tag("reward")]
     | Annotated[PanelJudgeConfig, Tag("panel")],
     Discriminator(_kind),
 ]
@@ -211,7 +232,14 @@ def rubrics_in(config: "JudgeConfig | None") -> Iterator[RubricJudgeConfig]:
     yield from (each for each in _single(config) if isinstance(each, RubricJudgeConfig))
 
 
-def _single(config: "JudgeConfig | None") -> Iterator[RubricJudgeConfig | LlmJudgeConfig]:
+def rewards_in(config: "JudgeConfig | None") -> Iterator[RewardJudgeConfig]:
+    """The reward models of a config."""
+    yield from (each for each in _single(config) if isinstance(each, RewardJudgeConfig))
+
+
+def _single(
+    config: "JudgeConfig | None",
+) -> Iterator[RubricJudgeConfig | LlmJudgeConfig | RewardJudgeConfig]:
     if isinstance(config, PanelJudgeConfig):
         yield from (seat.judge for seat in config.seats)
     elif config is not None:

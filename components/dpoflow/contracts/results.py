@@ -36,6 +36,9 @@ class SnapshotResult(Contract):
     init_digest: str
     reference_uri: str
     reference_digest: str
+    judges_uri: str = ""
+    """Of a folder with the reward models that judge; empty where there is none."""
+    judges_digest: str = ""
     num_files: int
     num_bytes: int
     """Of the data; the model's files are not counted."""

@@ -5,12 +5,20 @@ Gives   `Spec` and one config class a step, each knob with its meaning and its b
 Not     where steps run (pipelines/), what they do (the step folders)
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
-from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, JudgeConfig, rubrics_in
+from dpoflow.contracts.judges import (
+    BudgetConfig,
+    EndpointConfig,
+    JudgeConfig,
+    RewardJudgeConfig,
+    rewards_in,
+    rubrics_in,
+)
 from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
 
 FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
@@ -55,6 +63,8 @@ class SnapshotConfig(Contract):
     """Where the policy starts; the base when absent."""
     reference: str | None = None
     """What it is held to; where it starts when absent."""
+    judges: tuple[str, ...] = ()
+    """Reward models that judge."""
 
 
 class ValidateConfig(Contract):
@@ -424,7 +434,13 @@ class Spec(Contract):
             model=self.model,
             init=init,
             reference=init if reference == "init" else self._model(reference),
+            judges=tuple(sorted({each.model for each in self._reward_models()})),
         )
+
+    def _reward_models(self) -> Iterator[RewardJudgeConfig]:
+        if self.synthesize.enabled:
+            yield from rewards_in(self.synthesize.judge)
+        yield from rewards_in(self.evaluate.judge)
 
     def _model(self, name: str) -> str:
         champion = f"models:/{self.registry.model}@champion"

@@ -127,9 +127,11 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _read_in(judge: Any, folder: Path) -> None:
-    """What a judge names by path: a rubric, a template."""
+    """What a judge names by path: a rubric, a template, a reward model."""
     if not isinstance(judge, dict):
         return
+    if isinstance(judge.get("model"), str):
+        judge["model"] = _absolute(judge["model"], folder)
     if isinstance(judge.get("rubric"), str):
         judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
     if isinstance(judge.get("template"), str):

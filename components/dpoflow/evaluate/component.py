@@ -12,6 +12,8 @@ def evaluate(
     suffix: str,
     model_uri: str,
     model_digest: str,
+    judges_uri: str,
+    judges_digest: str,
     policy: dsl.Input[dsl.Model],
     heldout: dsl.Input[dsl.Dataset],
     decision: dsl.Output[dsl.Artifact],
@@ -25,11 +27,12 @@ def evaluate(
     from dpoflow.contracts.spec import EvaluateConfig
     from dpoflow.evaluate.step import run
 
+    judges = {"judges": judges_uri} if judges_uri else {}
     done = task.execute(
         run,
         EvaluateConfig.model_validate_json(config),
         root=state_root,
-        inputs={"model": model_uri, "policy": policy.path, "heldout": heldout.path},
+        inputs={"model": model_uri, "policy": policy.path, "heldout": heldout.path} | judges,
         outputs={"decision": decision.path},
         kind=EvaluateResult,
     )

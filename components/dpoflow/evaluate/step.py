@@ -1,6 +1,7 @@
 """The evaluate step: candidate against base on held-out prompts and pairs, and the decision.
 
-Reads   the candidate (train), the base (snapshot), held-out prompts and pairs (merge)
+Reads   the candidate (train), the base and reward models (snapshot), held-out prompts and pairs
+        (merge)
 Gives   decision.json, answers.jsonl with every comparison, answers.html for people
 Not     what follows from the verdict: register and the reviewer
 """
@@ -71,14 +72,18 @@ def run(
     policy: Path,
     heldout: Path,
     decision: Path,
+    judges: Path | None = None,
     state: StepState,
 ) -> EvaluateResult:
     """Answer, judge, measure, decide."""
     prompts = _prompts(heldout, config.max_prompts)
     pairs = list(read_parquet(heldout / "pairs.parquet", PreferencePair))
     seen = _ask_both(config, model, policy, prompts, pairs, state)
-    compared = asyncio.run(_compare(config, seen, state))
-    document = _decide(config, compared, seen, manifests=(model, policy, heldout))
+    compared = asyncio.run(_compare(config, seen, judges, state))
+    artifacts = {"base": model, "policy": policy, "heldout": heldout}
+    if judges is not None:
+        artifacts["judges"] = judges
+    document = _decide(config, compared, seen, artifacts)
     write_jsonl(compared, decision / "answers.jsonl")
     write_text(decision / "answers.html", answers_page(document, compared))
     write_text(decision / "decision.json", document.model_dump_json(indent=2) + "\n")
@@ -179,14 +184,16 @@ def _encoded(
     return [pair for pair in encoded if isinstance(pair, EncodedPair)]
 
 
-async def _compare(config: EvaluateConfig, seen: _Answers, state: StepState) -> list[Comparison]:
+async def _compare(
+    config: EvaluateConfig, seen: _Answers, judges: Path | None, state: StepState
+) -> list[Comparison]:
     """Every prompt's two answers, the candidate's first, as the judge sees them in both orders."""
     compared: list[Comparison] = []
     triples = zip(seen.prompts, seen.candidate, seen.base, strict=True)
     if config.judge is None:
         return [_comparison(config, *triple, None) for triple in triples]
     async with session(config.judge, state, config.budget, half="all") as at:
-        judge = await build(config.judge, at, half="all")
+        judge = await build(config.judge, at, half="all", models=judges)
 
         async def work(triple: tuple[Prompt, Answer, Answer]) -> Comparison:
             prompt, candidate, base = triple
@@ -237,8 +244,7 @@ def _decide(
     config: EvaluateConfig,
     compared: list[Comparison],
     seen: _Answers,
-    *,
-    manifests: tuple[Path, Path, Path],
+    artifacts: dict[str, Path],
 ) -> Decision:
     def interval(values: list[float | None]) -> Interval | None:
         told = [value for value in values if value is not None]
@@ -261,10 +267,7 @@ def _decide(
         finished=measures.get("finished"),
         length_ratio=measures.get("length_ratio"),
     )
-    names = ("base", "policy", "heldout")
-    digests = {
-        name: manifest.read(path).digest for name, path in zip(names, manifests, strict=True)
-    }
+    digests = {name: manifest.read(path).digest for name, path in artifacts.items()}
     margins = seen.pair_margins
     return Decision(
         verdict=verdict,

@@ -18,15 +18,17 @@ from dpoflow.contracts.judges import (
     JudgeConfig,
     LlmJudgeConfig,
     PanelJudgeConfig,
+    RewardJudgeConfig,
     RubricJudgeConfig,
     models_in,
 )
 from dpoflow.endpoints.budget import Budget, add
 from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
 from dpoflow.endpoints.client import Endpoint
-from dpoflow.judge import llm, rubric
+from dpoflow.judge import llm, reward, rubric
 from dpoflow.judge.llm import LlmJudge
 from dpoflow.judge.panel import Panel
+from dpoflow.judge.reward import RewardJudge
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Judge
 
@@ -77,16 +79,23 @@ class Servers:
         return self._shared[1].exhausted if self._shared else None
 
 
-async def build(config: JudgeConfig, at: Servers, half: Half = "judge") -> Judge:
-    """The judge of a spec. `half` is which checks a rubric goes by."""
+async def build(
+    config: JudgeConfig, at: Servers, half: Half = "judge", models: Path | None = None
+) -> Judge:
+    """The judge of a spec.
+
+    `half` is which checks a rubric goes by; `models` is where pinned reward models lie.
+    """
     match config:
         case RubricJudgeConfig():
             return RubricJudge(config.rubric, half=half)
         case LlmJudgeConfig():
             return LlmJudge(config, await at.open(config.endpoint))
+        case RewardJudgeConfig():
+            return RewardJudge(config, models)
         case PanelJudgeConfig():
             return Panel(
-                [(await build(seat.judge, at, half), seat.weight) for seat in config.seats]
+                [(await build(seat.judge, at, half, models), seat.weight) for seat in config.seats]
             )
 
 
@@ -97,6 +106,8 @@ def judge_id(config: JudgeConfig, half: Half = "judge") -> str:
             return rubric.identify(config.rubric, half)
         case LlmJudgeConfig():
             return llm.identify(config)
+        case RewardJudgeConfig():
+            return reward.identify(config)
         case PanelJudgeConfig():
             seats = [[judge_id(seat.judge, half), seat.weight] for seat in config.seats]
             return f"panel:{sha256_json(seats)[:16]}"

@@ -165,6 +165,7 @@ def ask(
     half: Half = "judge",
     kept: Path,
     payer: str,
+    models: Path | None = None,
     budget: BudgetConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Item]:
@@ -173,7 +174,7 @@ def ask(
     async def run() -> list[Item]:
         items: list[Item] = []
         async with Servers(kept, payer, budget, lambda request, reply, seconds: None) as at:
-            judge = await build(config, at, half)
+            judge = await build(config, at, half, models)
 
             async def work(one: Labelled) -> Item:
                 return _item(one, await judge.decide(one.conversation, one.first, one.second))

@@ -2,7 +2,7 @@
 
 Reads   judges and their weights
 Gives   `Panel`
-Not     what a judge says (rubric.py, llm.py), how votes are counted (verdict.py)
+Not     what a judge says (rubric.py, llm.py, reward.py), how votes are counted (verdict.py)
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Reads   nothing
 Gives   `Verdict` (one order), `Outcome` (both), `settle`, `counted`, the `Judge` protocol
-Not     how a verdict comes about: rubric.py, llm.py, panel.py
+Not     how a verdict comes about: rubric.py, llm.py, reward.py, panel.py
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """A model directory from wherever the spec points, and the model and tokenizer out of it.
 
 Reads   `package://PYTHON_PACKAGE/FILE.gguf`, a local folder, or `hf://ORG/NAME@REVISION`
-Gives   `materialise` (a folder: safetensors, config, tokenizer, chat template), `load`, `quiet`
+Gives   `materialise` (a folder: safetensors, config, tokenizer, chat template), `load`,
+        `load_reward_model`, `quiet`
 Not     hashing that folder (contracts/manifest.py), choosing the type of matrix products (dtype.py)
 
 No code that comes with a model is ever run, and no pickle is ever opened.
@@ -260,27 +261,64 @@ def load(
     """
     quiet()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = _from_pretrained(
+        AutoModelForCausalLM, folder, dtype or torch.float32, _quantized() if bits else None
+    )
+    _set_padding(model, tokenizer)
+    if bits:  # it lies where it was quantized
+        _without_packing(model)
+    else:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, tokenizer
+
+
+def load_reward_model(folder: Path, uri: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A classifier with one label, bfloat16 on a GPU, as they are published, and its tokenizer."""
+    quiet()
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    kinds = config.architectures or ["a model"]
+    if not kinds[0].endswith("ForSequenceClassification") or config.num_labels != 1:
+        raise DataRejected(
+            f"model {uri} is {kinds[0]} with {config.num_labels} labels; a reward model is a "
+            "…ForSequenceClassification with one"
+        )
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model, tokenizer = _from_pretrained(AutoModelForSequenceClassification, folder, dtype)
+    model.config.use_cache = False
+    model.to("cuda" if on_gpu else "cpu")
+    return model, tokenizer
+
+
+def _from_pretrained(
+    kind: Any, folder: Path, dtype: "torch.dtype", quantization: Any = None
+) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """Model and tokenizer that fit each other; DataRejected where they do not."""
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
-            dtype=dtype or torch.float32,
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            quantization_config=_quantized() if bits else None,
+            quantization_config=quantization,
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise DataRejected(
             f"model {folder} cannot be loaded without running its own code or a missing package "
             f"({error}); give a model that transformers knows"
         ) from None
-    model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise DataRejected(
@@ -288,11 +326,6 @@ def load(
             "give weights and config of the same model"
         )
     _check_tokenizer(tokenizer, model.config.get_text_config().vocab_size, folder)
-    _set_padding(model, tokenizer)
-    if bits:  # it lies where it was quantized
-        _without_packing(model)
-    else:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
     return model, tokenizer
 

@@ -1,7 +1,8 @@
 """Conversations as tokens: the same ones for training, scoring and generation.
 
 Reads   a tokenizer with a chat template, preference pairs, prompts
-Gives   `prompt_tokens`, `answer_tokens`, `turn_end`, `encode_pair` or why it refuses a pair
+Gives   `prompt_tokens`, `answer_tokens`, `conversation_tokens`, `turn_end`, `encode_pair` or why it
+        refuses a pair
 Not     padding and batches: see layout.py
 
 An answer begins where the template's generation prompt ends, and ends with the one token by which
@@ -117,6 +118,13 @@ def answer_tokens(
     end = _end_after(tokenizer, text, answer)
     ends = [place for place, token in enumerate(body) if token == end][alone.count(end) :]
     return body[: ends[0] + 1] if ends else (*body, end)
+
+
+def conversation_tokens(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
+) -> tuple[int, ...]:
+    """A whole conversation, as the template writes it."""
+    return _tokens(tokenizer, _render(tokenizer, messages, opened=False))
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:

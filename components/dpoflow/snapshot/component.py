@@ -19,6 +19,8 @@ def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-
         ("init_digest", str),
         ("reference_uri", str),
         ("reference_digest", str),
+        ("judges_uri", str),
+        ("judges_digest", str),
     ],
 ):
     """Pin every source and each model by content; strings only, so that later tasks cache right."""
@@ -44,5 +46,7 @@ def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-
         init_digest: str
         reference_uri: str
         reference_digest: str
+        judges_uri: str
+        judges_digest: str
 
     return Pinned(**{name: getattr(done, name) for name in Pinned._fields})

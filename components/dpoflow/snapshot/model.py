@@ -1,46 +1,73 @@
-"""Pinning the model: made a safetensors folder once, then found again by what its URI holds.
+"""Pinning models: made safetensors folders once, then found again by what their URIs hold.
 
-Reads   the model's URI
-Gives   `pin`: the folder in the content store
+Reads   models' URIs
+Gives   `pin`, `pin_judges`: a folder in the content store
 Not     loading or converting: see policy/load.py
 """
 
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dpoflow
 from dpoflow.contracts import manifest
+from dpoflow.contracts.judges import reward_folder
 from dpoflow.contracts.spec import REGISTRY
 from dpoflow.snapshot import content
-from dpoflow.state.step import StepState, code_digest
+from dpoflow.state.step import code_digest
 
 
-def pin(uri: str, state: StepState) -> Path:
+class Store(NamedTuple):
+    """Where models are kept, and who hears of it."""
+
+    root: Path
+    work: Path
+    """For drafts; on the same file system."""
+    say: Callable[[str], None]
+
+
+def pin(uri: str, store: Store) -> Path:
     """The model's folder in the content store. Seconds where an earlier run left it there."""
-    facts = holds(uri)
-    if facts is not None and (known := content.remembered(state.root, uri, facts)) is not None:
-        state.events.say(f"model {uri} is unchanged since it was last pinned")
+    return _pin("model", {uri: Path()}, store)
+
+
+def pin_judges(uris: Iterable[str], store: Store) -> Path:
+    """One folder with each reward model under the name that its config gives it."""
+    return _pin("judges", {uri: Path(reward_folder(uri)) for uri in sorted(set(uris))}, store)
+
+
+def _pin(kind: str, places: dict[str, Path], store: Store) -> Path:
+    """A folder with the model of each URI at its place."""
+    name = ", ".join(places)
+    facts = _all_hold(places)
+    if facts is not None and (known := content.remembered(store.root, name, facts)) is not None:
+        store.say(f"{kind} {name} is unchanged since it was last pinned")
         return known
     from dpoflow.policy.load import materialise  # torch: not before it is needed
 
-    state.events.say(f"making {uri} a safetensors folder")
-    draft = state.work / "model"
+    draft = store.work / kind
     shutil.rmtree(draft, ignore_errors=True)
-    with _fetched(uri, state.work) as where:
-        materialise(where, draft, say=state.events.say)
-    sealed = manifest.seal(
-        draft, "snapshot.model", parents={}, config={"uri": Path(uri).name}, code=code_digest()
-    )
-    folder = content.keep(draft, state.root, say=state.events.say)
-    if facts is not None and facts == holds(uri):
-        content.remember(state.root, uri, facts, sealed.digest)
+    for uri, place in places.items():
+        store.say(f"making {uri} a safetensors folder")
+        (draft / place).parent.mkdir(parents=True, exist_ok=True)
+        with _fetched(uri, store.work) as where:
+            materialise(where, draft / place, say=store.say)
+    config = {"uri": ", ".join(Path(uri).name for uri in places)}
+    sealed = manifest.seal(draft, f"snapshot.{kind}", parents={}, config=config, code=code_digest())
+    folder = content.keep(draft, store.root, say=store.say)
+    if facts is not None and facts == _all_hold(places):
+        content.remember(store.root, name, facts, sealed.digest)
     return folder
+
+
+def _all_hold(uris: Iterable[str]) -> dict[str, Any] | None:
+    found = {uri: holds(uri) for uri in uris}
+    return None if None in found.values() else found
 
 
 @contextmanager

@@ -13,15 +13,17 @@ from dpoflow.state.step import StepState
 
 
 def run(config: SnapshotConfig, *, state: StepState) -> SnapshotResult:
-    """Pin data, then the model: a wrong path should not cost a conversion of a model."""
+    """Pin data, then models: a wrong path should not cost a conversion of a model."""
     located = data.find(config, state.root, state.events)
     sealed = data.pin(located, state.work / "data", state.events)
     pinned = content.keep(state.work / "data", state.root, say=state.events.say)
-    base = model.pin(config.model, state)
-    init = model.pin(config.init, state) if config.init not in (None, config.model) else base
+    store = model.Store(state.root, state.work, state.events.say)
+    base = model.pin(config.model, store)
+    init = model.pin(config.init, store) if config.init not in (None, config.model) else base
     held_to = config.reference or config.init or config.model
     known = {config.model: base, config.init or config.model: init}
-    reference = known.get(held_to) or model.pin(held_to, state)
+    reference = known.get(held_to) or model.pin(held_to, store)
+    judges = model.pin_judges(config.judges, store) if config.judges else None
     state.events.say(
         f"pinned {len(located)} data files as {sealed.digest[:12]}, the model as {base.name[:12]}"
     )
@@ -34,6 +36,8 @@ def run(config: SnapshotConfig, *, state: StepState) -> SnapshotResult:
         init_digest=init.name,
         reference_uri=str(reference.resolve()),
         reference_digest=reference.name,
+        judges_uri=str(judges.resolve()) if judges else "",
+        judges_digest=judges.name if judges else "",
         num_files=len(located),
         num_bytes=sum(entry.num_bytes for entry in read_pinned(pinned)),
     )

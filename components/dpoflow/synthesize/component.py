@@ -11,6 +11,8 @@ def synthesize(
     state_root: str,
     model_uri: str,
     model_digest: str,
+    judges_uri: str,
+    judges_digest: str,
     prompts: dsl.Input[dsl.Dataset],
     pairs: dsl.Output[dsl.Dataset],
 ) -> int:
@@ -23,11 +25,12 @@ def synthesize(
     from dpoflow.contracts.spec import SynthesizeConfig
     from dpoflow.synthesize.step import run
 
+    judges = {"judges": judges_uri} if judges_uri else {}
     done = task.execute(
         run,
         SynthesizeConfig.model_validate_json(config),
         root=state_root,
-        inputs={"prompts": prompts.path, "model": model_uri},
+        inputs={"prompts": prompts.path, "model": model_uri} | judges,
         outputs={"pairs": pairs.path},
         kind=SynthesizeResult,
     )

@@ -1,6 +1,6 @@
 """The synthesize step: candidates from one or several writers, judged, made into pairs.
 
-Reads   prompts (validate), the pinned model (snapshot), endpoints that the spec names
+Reads   prompts (validate), pinned models (snapshot), endpoints that the spec names
 Gives   pairs.parquet; candidates.jsonl and comparisons.jsonl, all that was said, for audit
 Not     which pairs reach training: the merge checks them like any others
 """
@@ -25,7 +25,7 @@ from dpoflow.contracts.pairs import (
 from dpoflow.contracts.results import Cost, SynthesizeResult
 from dpoflow.contracts.spec import SynthesizeConfig
 from dpoflow.endpoints.stream import in_order
-from dpoflow.judge.build import Servers, ahead_of, build
+from dpoflow.judge.build import ahead_of, build
 from dpoflow.judge.session import session
 from dpoflow.judge.verdict import Judge
 from dpoflow.state.step import StepState
@@ -64,7 +64,13 @@ class ComparisonLine(Contract):
 
 
 def run(
-    config: SynthesizeConfig, *, prompts: Path, model: Path, pairs: Path, state: StepState
+    config: SynthesizeConfig,
+    *,
+    prompts: Path,
+    model: Path,
+    pairs: Path,
+    judges: Path | None = None,
+    state: StepState,
 ) -> SynthesizeResult:
     """Sample, judge, pair. Switched off, it yields no pair and loads nothing."""
     if not config.enabled:
@@ -79,17 +85,23 @@ def run(
             if prompt.split == "train" or prompt.reference is not None
         ],
     )
-    return asyncio.run(_run(config, asked, model, pairs, state))
+    return asyncio.run(_run(config, asked, model, judges, pairs, state))
 
 
 async def _run(
-    config: SynthesizeConfig, asked: Sequence[Asked], model: Path, pairs: Path, state: StepState
+    config: SynthesizeConfig,
+    asked: Sequence[Asked],
+    model: Path,
+    judges: Path | None,
+    pairs: Path,
+    state: StepState,
 ) -> SynthesizeResult:
     assert config.judge is not None  # the spec refuses this
     writers = list(_models(config, model))
     async with session(config.judge, state, config.budget, half="judge", writers=writers) as at:
         groups = await write_candidates(config, asked, model, at, state)
-        judged = await _judge(config, asked, groups, at, state)
+        judge = await build(config.judge, at, models=judges)
+        judged = await _judge(config, asked, groups, judge, state)
         cost = {name: Cost(**spent._asdict()) for name, spent in at.spent().items()}
         stopped_by = at.stopped_by
     made = [pair for each in judged for pair in each.pairs]
@@ -136,11 +148,10 @@ async def _judge(
     config: SynthesizeConfig,
     asked: Sequence[Asked],
     groups: Sequence[Group],
-    at: Servers,
+    judge: Judge,
     state: StepState,
 ) -> list[Judged]:
     assert config.judge is not None  # the spec refuses this
-    judge = await build(config.judge, at)
     judged = list[Judged]()
 
     async def work(one: tuple[Asked, Group]) -> Judged:
