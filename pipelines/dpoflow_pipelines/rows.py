@@ -8,6 +8,7 @@ Not     checking rows: what an adapter cannot use is passed over here, and count
 import itertools
 from collections.abc import Iterator
 
+from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
 from dpoflow.contracts.spec import Spec
 
@@ -17,8 +18,14 @@ def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
     from dpoflow.sources.files import data_files, local_path, read_rows
     from dpoflow.sources.formats import registry
     from dpoflow.sources.reasons import Quarantine
+    from dpoflow.sources.s3 import SCHEME
 
     for source in spec.data.sources:
+        if source.uri.startswith(SCHEME):
+            raise ConfigError(
+                f"data.sources[].uri {source.uri}: an estimate reads the data, and it is not here; "
+                "download some of it, and name that with --set 'data.sources=[{uri: FILE}]'"
+            )
         for file in data_files(source.uri).files:
             rows = read_rows(file.path, file.name, max_line_mb=spec.data.max_line_mb)
             if source.format == "auto":

@@ -19,6 +19,7 @@ from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import REGISTRY, Spec
+from dpoflow.sources import s3
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
@@ -65,7 +66,9 @@ def check_sources(spec: Spec) -> None:
     """Whether data and model are there at all: a typo is told before there is a run."""
     pinned = spec.snapshot
     for source in (*pinned.sources, *pinned.replay):
-        if not source.uri.startswith(REGISTRY):
+        if source.uri.startswith(s3.SCHEME):
+            s3.Store().objects(source.uri)
+        elif not source.uri.startswith(REGISTRY):
             data_files(source.uri)
     models = [
         ("model", pinned.model),

@@ -68,6 +68,38 @@ FACTORY_V1: Row = {
 }
 PROMPTS: Row = {"prompt": "Why?", "gold": "Because.", "slice": "billing"}
 PROMPTS_CHAT: Row = {"prompt": [turn("system", "Be brief."), ASKED]}
+SHP: Row = {
+    "post_id": "q1",
+    "domain": "askphysics_train",
+    "history": "Why?",
+    "human_ref_A": "No.",
+    "human_ref_B": "Because.",
+    "labels": 0,
+    "score_A": 12,
+    "score_B": 34,
+    "upvote_ratio": 0.93,
+}
+SUMMARY: Row = {
+    "info": {"id": "t3", "post": "It broke.", "title": "Lamp", "subreddit": "AskReddit"},
+    "summaries": [{"text": "No.", "policy": "ref"}, {"text": "Because.", "policy": "sup4"}],
+    "choice": 1,
+    "worker": "w7",
+    "batch": "batch9",
+    "split": "train",
+    "extra": {"confidence": 8},
+}
+NEWS: Row = {**SUMMARY, "info": {"id": "n", "article": "Rain fell.", "site": "cnndm"}}
+VOTES: Row = {
+    "idx": 7,
+    "motivation_app": "Gmail",
+    "instruction": "Shorten.",
+    "input": "It rains a lot.",
+    "response1": "No.",
+    "response2": "Because.",
+    "annotator1": 2,
+    "annotator2": 0,
+    "annotator3": 2,
+}
 
 SOUND: list[tuple[FormatName, Row]] = [
     ("canonical", CANONICAL),
@@ -81,6 +113,10 @@ SOUND: list[tuple[FormatName, Row]] = [
     ("sharegpt", FACTORY_V1),
     ("prompts", PROMPTS),
     ("prompts", PROMPTS_CHAT),
+    ("shp", SHP),
+    ("summaries", SUMMARY),
+    ("summaries", NEWS),
+    ("votes", VOTES),
 ]
 
 
@@ -119,8 +155,13 @@ def code_of(name: FormatName, row: Any) -> Code:
         ("ultrafeedback", ULTRA, [("user", "Why?")]),
         ("sharegpt", SHAREGPT, [("system", "Be brief."), ("user", "Why?")]),
         ("sharegpt", FACTORY_V1, [("user", "Why?")]),
+        ("shp", SHP, [("user", "Why?")]),
+        ("summaries", SUMMARY,
+         [("user", "SUBREDDIT: r/AskReddit\n\nTITLE: Lamp\n\nPOST: It broke.\n\nTL;DR:")]),
+        ("summaries", NEWS, [("user", "Article: Rain fell.\n\nTL;DR:")]),
+        ("votes", VOTES, [("user", "Shorten.\n\nIt rains a lot.")]),
     ],
-)
+)  # fmt: skip
 def test_the_same_preference_is_the_same_pair_in_every_format(
     name: FormatName, row: Row, prompt: list[tuple[str, str]]
 ) -> None:
@@ -129,6 +170,41 @@ def test_the_same_preference_is_the_same_pair_in_every_format(
     assert talk(pair) == prompt
     assert (pair.chosen.content, pair.rejected.content) == ("Because.", "No.")
     assert pair.label == "preferred"
+
+
+def test_upvotes_give_the_margin_and_the_domain_its_slice() -> None:
+    pair = pair_of("shp", SHP)
+
+    assert (pair.margin, pair.slice) == (22.0, "askphysics_train")
+
+
+def test_a_workers_vote_is_kept_with_its_confidence() -> None:
+    (vote,) = pair_of("summaries", SUMMARY).votes
+
+    assert (vote.annotator, vote.verdict, vote.score) == ("w7", "chosen", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "label", "chosen", "margin"),
+    [
+        ((2, 0, 2), "preferred", "Because.", 2 / 3),
+        ((1, 1, 2), "preferred", "No.", 1 / 3),
+        ((1, 1, 1), "preferred", "No.", 1.0),
+        ((0, 0, 1), "tie", "No.", 1 / 3),
+        ((0, 0, 0), "tie", "No.", 0.0),
+        ((0, 1, 2), "inconsistent", "No.", 0.0),
+        ((2, 0, None), "inconsistent", "Because.", 0.5),
+        (("2", "2", "1"), "preferred", "Because.", 1 / 3),
+    ],
+)
+def test_more_than_half_of_all_votes_decide(
+    said: tuple[object, ...], label: str, chosen: str, margin: float
+) -> None:
+    pair = pair_of("votes", {**VOTES, **{f"annotator{n + 1}": v for n, v in enumerate(said)}})
+
+    assert (pair.label, pair.chosen.content) == (label, chosen)
+    assert pair.margin == pytest.approx(margin)
+    assert len(pair.votes) == sum(vote is not None for vote in said)
 
 
 def test_trl_text_keeps_the_answers_as_they_are_and_asks_in_one_user_turn() -> None:
@@ -303,6 +379,21 @@ def without(row: Row, key: str) -> Row:
         ("trl", {"chosen": "alphabet", "rejected": "alphorn"}, "no_common_prompt"),
         ("trl", {"chosen": "", "rejected": "x"}, "no_common_prompt"),
         ("ultrafeedback", {**ULTRA, "score_chosen": 1.0}, "scores_contradict"),
+        # labels that say nothing, or two things
+        ("shp", {**SHP, "labels": 1}, "scores_contradict"),
+        ("shp", {**SHP, "labels": 2}, "wrong_type"),
+        ("shp", {**SHP, "labels": True}, "wrong_type"),
+        ("shp", {**SHP, "score_A": "12"}, "wrong_type"),
+        ("shp", without(SHP, "history"), "missing_field"),
+        ("summaries", {**SUMMARY, "choice": 2}, "wrong_type"),
+        ("summaries", {**SUMMARY, "choice": None}, "missing_field"),
+        ("summaries", {**SUMMARY, "summaries": [{"text": "a"}]}, "wrong_type"),
+        ("summaries", {**SUMMARY, "summaries": ["a", "b"]}, "wrong_type"),
+        ("summaries", {**SUMMARY, "info": {"post": "a", "title": "b"}}, "missing_field"),
+        ("summaries", {**SUMMARY, "extra": {"confidence": "high"}}, "wrong_type"),
+        ("votes", {**VOTES, "annotator2": 3}, "wrong_type"),
+        ("votes", {**VOTES, "annotator2": "A"}, "wrong_type"),
+        ("votes", without(VOTES, "response2"), "missing_field"),
         # text that cannot be written
         ("hh-rlhf", {**HH, "chosen": HH["chosen"] + "\ud83d"}, "lone_surrogate"),
         ("trl", {**TRL_TEXT, "rejected": "\udc00"}, "lone_surrogate"),

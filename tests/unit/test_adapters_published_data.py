@@ -11,6 +11,7 @@ from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Source
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats.registry import FORMATS, convert, recognise
+from dpoflow.sources.reasons import Quarantine
 
 pytestmark = needs_data
 
@@ -91,12 +92,41 @@ def test_arena_hards_questions_are_prompts() -> None:
     assert len(prompts) == 500
 
 
+def test_pandalms_pairs_are_as_its_three_annotators_voted() -> None:
+    """The published file has answers that are `true`: no text, so no answer to train on."""
+    name = "pandalm/testset_v1_dev200.json"
+    told: list[PreferencePair | str] = []
+    for row in raw(name):
+        try:
+            made = convert(row, FORMATS["votes"], Source(dataset=name, row="1"))
+            assert isinstance(made, PreferencePair)
+            told.append(made)
+        except Quarantine as refusal:
+            told.append(refusal.code)
+
+    assert len(told) == 200
+    for row, pair in zip(raw(name), told, strict=True):
+        if not all(isinstance(row[f"response{n}"], str) for n in (1, 2)):
+            assert pair == "wrong_type"
+            continue
+        assert isinstance(pair, PreferencePair)
+        votes = Counter(int(row[f"annotator{n}"]) for n in (1, 2, 3))
+        winner, most = votes.most_common(1)[0]
+        if most < 2:
+            assert pair.label == "inconsistent"
+        elif winner == 0:
+            assert pair.label == "tie"
+        else:
+            assert pair.label == "preferred"
+            assert pair.chosen.content == row[f"response{winner}"]
+            assert pair.rejected.content == row[f"response{3 - winner}"]
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "llamafactory/kto_en_demo.json",
         "llmbar/natural_dataset.json",
-        "pandalm/testset_v1_dev200.json",
         "mt_bench/question.jsonl",
         "open_instruct/model0_input_file.jsonl",
         "prometheus/hhh_alignment_eval.json",

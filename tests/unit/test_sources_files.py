@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,11 @@ def as_lines(rows: list[Any]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
 def as_parquet(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"a": n, "b": [{"c": str(n)}]} for n in range(3)]), path)
 
@@ -51,6 +57,8 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "x.json": lambda path: path.write_bytes(json.dumps(ROWS, indent=2).encode()),
     "x.jsonl.gz": lambda path: path.write_bytes(gzip.compress(as_lines(ROWS))),
     "x.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "x.jsonl.zst": lambda path: path.write_bytes(zstd(as_lines(ROWS))),
+    "x.json.zst": lambda path: path.write_bytes(zstd(json.dumps(ROWS).encode())),
 }
 
 
@@ -108,7 +116,7 @@ def test_a_file_uri_may_carry_escapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("s3://bucket/key.jsonl", "s3:// is not known"),
+        ("gs://bucket/key.jsonl", "gs:// is not known"),
         ("https://host/x.jsonl", "https:// is not known"),
         ("file://elsewhere/x.jsonl", "cannot be read"),
         ("nowhere/x.jsonl", "does not exist"),
@@ -140,8 +148,8 @@ def empty_file(path: Path) -> Path:
 
 
 def unknown_suffix(path: Path) -> Path:
-    (path / "e.csv").write_text("a,b")
-    return path / "e.csv"
+    (path / "e.xlsx").write_text("a,b")
+    return path / "e.xlsx"
 
 
 def dangling_link(path: Path) -> Path:
@@ -165,7 +173,7 @@ def escapes_in_a_name(path: Path) -> Path:
         (empty_folder, "is empty"),
         (only_strangers, "none of its 1 files"),
         (empty_file, "e.jsonl is empty (0 bytes)"),
-        (unknown_suffix, "e.csv has no suffix"),
+        (unknown_suffix, "e.xlsx has no suffix"),
         (dangling_link, "not a regular file"),
         (pipe, "neither a file nor a folder"),
         (escapes_in_a_name, "cannot be printed"),
@@ -192,6 +200,69 @@ def test_a_file_that_may_not_be_read_is_named(
 
     with pytest.raises(DataRejected, match=r"x.jsonl cannot be read \(Permission denied\)"):
         data_files(str(tmp_path))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_csv_gives_text_under_its_header_and_says_which_rows_are_ragged(tmp_path: Path) -> None:
+    table = '\ufeffprompt,chosen,rejected\r\n1,"a ""b""\nc",=2+3\r\n\r\nlone\r\nx,y,z\r\n'
+    for name, content in (("x.csv", table.encode()), ("x.csv.gz", gzip.compress(table.encode()))):
+        (tmp_path / name).write_bytes(content)
+
+        one, odd, last = rows_of(tmp_path / name)
+
+        assert one == {"prompt": "1", "chosen": 'a "b"\nc', "rejected": "=2+3"}
+        assert isinstance(odd, Quarantine)
+        assert odd.code == "ragged"
+        assert last == {"prompt": "x", "chosen": "y", "rejected": "z"}
+
+
+def test_what_datasets_saves_to_disk_is_read_and_its_notes_are_not(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(1500)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved", num_shards=2)
+
+    found = data_files(str(tmp_path / "saved"))
+
+    assert [file.name for file in found.files] == [
+        "data-00000-of-00002.arrow",
+        "data-00001-of-00002.arrow",
+    ]
+    assert found.ignored == ["dataset_info.json", "state.json"]
+    assert [row for file in found.files for row in rows_of(file.path)] == rows
+
+
+def test_arrows_own_file_layout_is_read_too(tmp_path: Path) -> None:
+    table = pa.table({"a": list(range(1000))})
+    with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as out:
+        out.write_table(table, max_chunksize=300)
+
+    assert rows_of(tmp_path / "x.arrow") == table.to_pylist()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    suffix = "zst" if pack is zstd else "gz"
+    line = json.dumps({"a": "x" * 1000}).encode() + b"\n"
+    (tmp_path / f"x.jsonl.{suffix}").write_bytes(pack(line * 20_000))
+    size = (tmp_path / f"x.jsonl.{suffix}").stat().st_size
+
+    tracemalloc.start()
+    with pytest.raises(DataRejected, match=r"unpacks to more than data\.max_unpacked_gb \(0\.01\)"):
+        for _ in read_rows(
+            tmp_path / f"x.jsonl.{suffix}",
+            f"x.jsonl.{suffix}",
+            max_line_mb=16,
+            max_unpacked_gb=0.01,
+        ):
+            pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert size < 100_000
+    assert peak < 8 << 20
 
 
 # ---------------------------------------------------------------- damage
@@ -225,6 +296,16 @@ def test_a_file_that_may_not_be_read_is_named(
         ("x.jsonl.gz", b"no gzip at all", "damaged gzip"),
         ("x.jsonl.gz", gzip.compress(as_lines(ROWS) * 99)[:-12], "damaged gzip"),
         ("x.jsonl.gz", gzip.compress(b""), "holds no rows"),
+        ("x.jsonl.zst", b"no zstd at all", "damaged zstd"),
+        ("x.jsonl.zst", zstd(as_lines(ROWS) * 99)[:-12], "damaged zstd"),
+        ("x.csv", b"a,a\n1,2\n", "two columns called 'a'"),
+        ("x.csv", b"a,\n1,2\n", "a column without a name"),
+        ("x.csv", b"a,b\n", "holds no rows"),
+        ("x.csv", b'a,b\n1,"2\n', "line 2 is no sound CSV"),
+        ("x.csv", b'a,b\n1,"2"3\n', "line 2 is no sound CSV"),
+        ("x.csv", b"a,b\n1,\xff\n", "x.csv is not UTF-8 after row"),
+        ("x.arrow", b"ARROW1 and nothing else", "no Arrow file"),
+        ("x.arrow", b"none at all", "no Arrow file"),
         ("x.parquet", b"PAR1 and nothing else PAR1", "no Parquet file"),
         ("x.parquet", b"", "no Parquet file"),
     ],

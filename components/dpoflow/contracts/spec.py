@@ -21,7 +21,18 @@ from dpoflow.contracts.judges import (
 )
 from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
 
-FormatName = Literal["auto", "canonical", "hh-rlhf", "trl", "ultrafeedback", "sharegpt", "prompts"]
+FormatName = Literal[
+    "auto",
+    "canonical",
+    "hh-rlhf",
+    "trl",
+    "ultrafeedback",
+    "sharegpt",
+    "prompts",
+    "shp",
+    "summaries",
+    "votes",
+]
 ROLES = ("base", "init", "champion")
 """What a spec may call a model by; a folder of such a name is written ./base."""
 
@@ -40,7 +51,8 @@ class SourceConfig(Contract):
     """One place that preferences come from."""
 
     uri: str = Field(min_length=1)
-    """A file or a folder. Relative paths start at the spec's folder, or at yours with `--set`."""
+    """A file, a folder, or s3://BUCKET/PREFIX. Relative paths start at the spec's folder, or at
+    yours with `--set`."""
     format: FormatName = "auto"
     """How rows are laid out; `auto` recognises it from the first rows."""
     name: str | None = None
@@ -74,6 +86,8 @@ class ValidateConfig(Contract):
     """Keep at most this many pairs, chosen by a seeded hash of their content; None keeps all."""
     max_line_mb: float = Field(16, gt=0)
     """A longer line is taken for damage, in MiB."""
+    max_unpacked_gb: float = Field(64, gt=0)
+    """A compressed file that unpacks to more is taken for a bomb, in GiB."""
     heldout_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of prompts kept out of training, for evaluation."""
     min_pairs: int = Field(8, ge=1)

@@ -1,6 +1,6 @@
 """Pinning data: every file of every source copied under the sha256 of its bytes.
 
-Reads   the sources of the spec
+Reads   the sources of the spec: files, folders, objects of a store
 Gives   `find` (what there is, before anything slow), `pin` (a sealed folder)
 Not     rows: a file is pinned as it is, and read by validate; the layout is sources/pinned.py
 """
@@ -16,9 +16,11 @@ from pathlib import Path
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
-from dpoflow.sources.files import DataFile, data_files, local_path
+from dpoflow.sources import s3
+from dpoflow.sources.files import DataFile, Found, data_files, local_path
 from dpoflow.sources.pinned import FILES, Pinned, write_pinned
 from dpoflow.state.events import Events
+from dpoflow.state.files import link
 from dpoflow.state.step import code_digest
 
 CHUNK = 1 << 20
@@ -26,11 +28,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Located:
-    """One file that is there to be pinned."""
+    """One file or object that is there to be pinned."""
 
     source: SourceConfig
     source_name: str
-    file: DataFile
+    file: DataFile | s3.S3Object
     replayed: bool
 
 
@@ -47,15 +49,17 @@ def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
 def _find(
     sources: Iterable[SourceConfig], root: Path, events: Events, *, replayed: bool
 ) -> Iterator[Located]:
+    found: Found | s3.Listed
     for source in sources:
         if source.uri.startswith(REGISTRY):
             from dpoflow.registry.versions import pairs_of  # mlflow: only where it is asked
 
-            name, uri = source.name or source.uri, str(pairs_of(source.uri, root))
+            name, found = source.uri, data_files(str(pairs_of(source.uri, root)))
+        elif source.uri.startswith(s3.SCHEME):
+            name, found = s3.name_of(source.uri), s3.Store().objects(source.uri)
         else:
-            uri = source.uri
-            name = source.name or local_path(uri).name or uri
-        found = data_files(uri)
+            name, found = local_path(source.uri).name or source.uri, data_files(source.uri)
+        name = source.name or name
         if found.ignored and not source.uri.startswith(REGISTRY):
             some = ", ".join(found.ignored[:3])
             events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
@@ -64,12 +68,16 @@ def _find(
 
 
 def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:
-    """Copy the files into `folder`, list them, seal it."""
+    """Copy the files into `folder`, list them, seal it. Downloads of a killed attempt go on."""
     shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
     (folder / FILES).mkdir(parents=True)
-    _room_for(sum(entry.file.path.stat().st_size for entry in located), folder)
+    downloads = folder.with_name("downloads")
+    _room_for(_still_to_come(located, downloads), folder)
+    fetched = _download(located, downloads, events)
     pinned = [
         _copy(entry, folder / FILES)
+        if isinstance(entry.file, DataFile)
+        else _adopt(entry, fetched[entry.file], folder / FILES)
         for entry in events.track(located, "pin data", len(located), unit="files")
     ]
     write_pinned(pinned, folder)
@@ -95,8 +103,49 @@ def _room_for(num_bytes: int, folder: Path) -> None:
         )
 
 
+def _still_to_come(located: list[Located], downloads: Path) -> int:
+    def missing(file: DataFile | s3.S3Object) -> int:
+        there = downloads / file.draft if isinstance(file, s3.S3Object) else None
+        return file.num_bytes - (there.stat().st_size if there and there.exists() else 0)
+
+    return sum(missing(entry.file) for entry in located)
+
+
+def _download(located: list[Located], downloads: Path, events: Events) -> dict[s3.S3Object, Path]:
+    """Every object as a file; one that is there already is not fetched again."""
+    wanted = sorted(
+        {entry.file for entry in located if isinstance(entry.file, s3.S3Object)},
+        key=lambda each: each.uri,
+    )
+    total, before, fetched = sum(each.num_bytes for each in wanted), 0, dict[s3.S3Object, Path]()
+    if not wanted:
+        return {}
+    downloads.mkdir(exist_ok=True)
+    store = s3.Store()
+    for each in wanted:
+        fetched[each], done = downloads / each.draft, before
+
+        def progress(have: int, done: int = done) -> None:
+            events.progress("download", (done + have) >> 20, total >> 20, unit="MiB")
+
+        version = store.download(each, fetched[each], progress)
+        kept = f", version {version}" if version else ""
+        events.say(f"{each.uri}: {each.num_bytes:,} bytes, ETag {each.etag}{kept}")
+        before += each.num_bytes
+    return fetched
+
+
+def _adopt(entry: Located, path: Path, target: Path) -> Pinned:
+    """What was downloaded stays where it is, too, until the whole step has succeeded."""
+    sha256 = manifest.sha256_file(path)
+    if not (target / sha256).exists():
+        link(path, target / sha256)
+    return _pinned(entry, sha256, path.stat().st_size)
+
+
 def _copy(entry: Located, target: Path) -> Pinned:
     """Copy and hash in one reading. Copies, not links: the owner may edit the file in place."""
+    assert isinstance(entry.file, DataFile)
     digest, path, draft = hashlib.sha256(), entry.file.path, target / ".draft"
     num_bytes = 0
     try:
@@ -111,13 +160,17 @@ def _copy(entry: Located, target: Path) -> Pinned:
     if after != (before, before) or num_bytes != before[1]:
         raise _changed(entry, "changed")
     draft.rename(target / digest.hexdigest())
+    return _pinned(entry, digest.hexdigest(), num_bytes)
+
+
+def _pinned(entry: Located, sha256: str, num_bytes: int) -> Pinned:
     return Pinned(
         source=entry.source_name,
         name=entry.file.name,
         format=entry.source.format,
         licence=entry.source.licence,
         system=entry.source.system,
-        sha256=digest.hexdigest(),
+        sha256=sha256,
         num_bytes=num_bytes,
         replayed=entry.replayed,
     )

@@ -1,6 +1,6 @@
 """From a URI to data files, and from a data file to rows.
 
-Reads   a file or folder of .jsonl, .json, .jsonl.gz, .json.gz or .parquet
+Reads   a file or folder of JSON, JSON lines, CSV (plain, .gz or .zst), Parquet or Arrow
 Gives   `data_files` (sorted), `read_rows` (row id and row, streamed)
 Not     what the rows mean (formats/), pinning (snapshot/), counting bad rows (validate/)
 
@@ -17,10 +17,19 @@ from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.sources import json_rows, parquet_rows
+from dpoflow.sources import arrow_rows, csv_rows, json_rows, parquet_rows
 from dpoflow.sources.json_rows import Raw
+from dpoflow.sources.streams import PACKED
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+PLAIN = (".jsonl", ".json", ".csv")
+SUFFIXES = (
+    *PLAIN,
+    *(f"{each}{packed}" for each in PLAIN for packed in PACKED),
+    ".parquet",
+    ".arrow",
+)
+_OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `datasets` writes beside the data when it saves to disk."""
 KNOWN = "a file or folder of " + ", ".join(SUFFIXES)
 
 
@@ -31,6 +40,11 @@ class DataFile:
     path: Path
     name: str
     """Path inside the source's folder, with `/`; the file's own name where the source is a file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """As it is now."""
+        return self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -67,13 +81,20 @@ def data_files(uri: str) -> Found:
     return found
 
 
-def read_rows(path: Path, name: str, *, max_line_mb: float) -> Iterator[tuple[str, Raw]]:
+def read_rows(
+    path: Path, name: str, *, max_line_mb: float, max_unpacked_gb: float = 64
+) -> Iterator[tuple[str, Raw]]:
     """Rows of one file with their ids: `name:line`, or `name:row` where rows are not lines."""
-    limit = int(max_line_mb * 2**20)
-    if suffix_of(name) == ".parquet":
+    limit, most = int(max_line_mb * 2**20), int(max_unpacked_gb * 2**30)
+    suffix = suffix_of(name) or ""
+    if suffix == ".parquet":
         rows = parquet_rows.read(path, name)
+    elif suffix == ".arrow":
+        rows = arrow_rows.read(path, name)
+    elif suffix.startswith(".csv"):
+        rows = csv_rows.read(path, name, limit=limit, most=most)
     else:
-        rows = json_rows.read(path, name, limit=limit)
+        rows = json_rows.read(path, name, limit=limit, most=most)
     empty = True
     for number, row in rows:
         empty = False
@@ -98,7 +119,7 @@ def local_path(uri: str) -> Path:
         return Path(unquote(parts.path))
     raise ConfigError(
         f"data.sources[].uri {uri} cannot be read: {scheme[1]}:// is not known here; "
-        f"give {KNOWN}, as a path or as file:///path"
+        f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX"
     )
 
 
@@ -107,7 +128,8 @@ def _in_folder(root: Path, uri: str) -> Found:
     for folder, _, names in os.walk(root, onerror=_raise_unreadable):
         for path in (Path(folder) / name for name in names):
             name = path.relative_to(root).as_posix()
-            if suffix_of(name) and not path.name.startswith("."):
+            beside = path.name in _OF_DATASETS
+            if suffix_of(name) and not path.name.startswith(".") and not beside:
                 files.append(DataFile(path, name))
             else:
                 ignored.append(name)

@@ -1,6 +1,6 @@
 """JSON lines and JSON arrays, streamed, with damage named by line and column.
 
-Reads   a .jsonl or .json file, gzipped or not; a byte order mark is allowed
+Reads   a .jsonl or .json file, compressed or not; a byte order mark is allowed
 Gives   `read`: (line or index from 1, row); `Raw`
 Not     rows' meaning: see formats/
 
@@ -8,17 +8,16 @@ Memory stays near one row: a row may not be larger than the limit, and no more o
 """
 
 import codecs
-import gzip
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, NoReturn
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.sources.reasons import Quarantine
+from dpoflow.sources.streams import opened
 
 Raw = dict[str, Any] | Quarantine
 """A row, or why a row of a sound file cannot be one."""
@@ -29,25 +28,13 @@ _TAIL = 16
 """A JSON error this close to the end of what was read may only mean: read on."""
 
 
-def read(path: Path, name: str, *, limit: int) -> Iterator[tuple[int, Raw]]:
+def read(path: Path, name: str, *, limit: int, most: int) -> Iterator[tuple[int, Raw]]:
     """Rows of `path`, numbered from 1. `name` says the layout and stands in messages."""
-    plain = name.lower().removesuffix(".gz")
-    try:
-        with _open(path, zipped=plain != name.lower()) as stream:
-            if plain.endswith(".jsonl"):
-                yield from _lines(stream, name, limit)
-            else:
-                yield from _Array(stream, name, limit).rows()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataRejected(
-            f"{name} is a damaged gzip file ({error}); fetch it again or compress it anew"
-        ) from None
-    except OSError as error:
-        raise DataRejected(f"{name} cannot be read ({error.strerror}); fetch it again") from None
-
-
-def _open(path: Path, *, zipped: bool) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if zipped else path.open("rb")
+    with opened(path, name, most=most) as stream:
+        if name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".jsonl"):
+            yield from _lines(stream, name, limit)
+        else:
+            yield from _Array(stream, name, limit).rows()
 
 
 def _lines(stream: BinaryIO, name: str, limit: int) -> Iterator[tuple[int, Raw]]:

@@ -1,6 +1,6 @@
 """Writes that are there whole or not at all.
 
-Gives   `write_text`, `replace`, `publish` (a folder, by hard link where it can)
+Gives   `write_text`, `replace`, `link` (a hard link where it can), `publish` (a folder so)
 Not     hashing (contracts/manifest.py)
 """
 
@@ -34,7 +34,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """Make `target` the same file, or a copy where the file system cannot."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
@@ -49,7 +50,7 @@ def publish(folder: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder, target, copy_function=_link)
+    shutil.copytree(folder, target, copy_function=link)
 
 
 def writable_folder(path: Path, what: str) -> Path:

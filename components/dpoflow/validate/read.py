@@ -55,7 +55,12 @@ def read_into(
 def _read_file(
     ledger: Ledger, data: Path, pinned: Pinned, config: ValidateConfig, events: Events
 ) -> FileFacts:
-    rows = read_rows(data / FILES / pinned.sha256, pinned.name, max_line_mb=config.max_line_mb)
+    rows = read_rows(
+        data / FILES / pinned.sha256,
+        pinned.name,
+        max_line_mb=config.max_line_mb,
+        max_unpacked_gb=config.max_unpacked_gb,
+    )
     form, rows = _format_of(pinned, rows)
     facts = FileFacts(pinned.source, pinned.name, form.name, pinned.licence, pinned.sha256)
     for row_id, row in events.track(rows, f"read {excerpt.plain(pinned.name)}"):

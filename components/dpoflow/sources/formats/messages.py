@@ -1,7 +1,7 @@
 """Reading turns out of foreign rows, refusing by reason code what would have to be guessed.
 
 Reads   a row's fields: strings, or lists of messages
-Gives   `text`, `message`, `messages`, `conversation`, `final_answers`, `pair`, `scored`
+Gives   `text`, `number`, `message`, `messages`, `conversation`, `final_answers`, `pair`, `scored`
 Not     blank, identical or long texts: see validate/checks.py
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dpoflow.contracts.pairs import Label, Message, PreferencePair, Prompt, Role, Source
+from dpoflow.contracts.pairs import Label, Message, PreferencePair, Prompt, Role, Source, Vote
 from dpoflow.contracts.spec import FormatName
 from dpoflow.sources.reasons import Quarantine
 
@@ -129,17 +129,20 @@ def pair(
     rejected: str,
     *,
     margin: float | None = None,
+    label: Label | None = None,
+    votes: tuple[Vote, ...] = (),
+    slice_field: str = "slice",
 ) -> PreferencePair:
-    """A pair out of its parts; equal scores make a tie, kept for audit."""
-    label: Label = "tie" if margin == 0 else "preferred"
+    """A pair out of its parts; without a label equal scores make a tie, kept for audit."""
     return PreferencePair(
         prompt=prompt,
         chosen=Message(role="assistant", content=chosen),
         rejected=Message(role="assistant", content=rejected),
-        label=label,
+        label=label or ("tie" if margin == 0 else "preferred"),
         margin=margin,
+        votes=votes,
         source=origin,
-        slice=slice_of(row),
+        slice=slice_of(row, slice_field),
     )
 
 
@@ -150,22 +153,22 @@ def scored(row: Row) -> float | None:
         value = row.get(name)
         if value is None:
             return None
-        scores.append(_number(value, name))
+        scores.append(number(value, name))
     margin = scores[0] - scores[1]
     if margin < 0 or not math.isfinite(margin):
         raise Quarantine("scores_contradict", f"chosen {scores[0]:g}, rejected {scores[1]:g}")
     return margin
 
 
-def slice_of(row: Row) -> str:
-    """The row's slice; `all` where it names none."""
-    value = row.get("slice")
+def slice_of(row: Row, named: str = "slice") -> str:
+    """The row's slice, in the field so `named`; `all` where it names none."""
+    value = row.get(named)
     if value is None or value == "":
         return "all"
-    name = text(value, "slice")
+    name = text(value, named)
     if len(name) > MAX_SLICE_CHARS:
         raise Quarantine(
-            "wrong_type", f"slice has {len(name)} characters, {MAX_SLICE_CHARS} at most"
+            "wrong_type", f"{named} has {len(name)} characters, {MAX_SLICE_CHARS} at most"
         )
     return name
 
@@ -182,11 +185,12 @@ def _only_text(parts: list[object], where: str) -> str:
     return text(field(parts[0], "text" if "text" in parts[0] else "value"), where)
 
 
-def _number(value: object, where: str) -> float:
+def number(value: object, where: str) -> float:
+    """A finite number that is no truth value."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
-            if math.isfinite(number := float(value)):
-                return number
+            if math.isfinite(found := float(value)):
+                return found
     raise Quarantine("wrong_type", f"{where} is no finite number")
 
 

@@ -10,14 +10,27 @@ from collections.abc import Sequence
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
 from dpoflow.contracts.spec import FormatName
-from dpoflow.sources.formats import canonical, hh_rlhf, prompts, sharegpt, trl, ultrafeedback
+from dpoflow.sources.formats import (
+    canonical,
+    hh_rlhf,
+    prompts,
+    sharegpt,
+    shp,
+    summaries,
+    trl,
+    ultrafeedback,
+    votes,
+)
 from dpoflow.sources.formats.messages import Format
 from dpoflow.sources.json_rows import Raw
 from dpoflow.sources.reasons import Quarantine
 
 FORMATS: dict[FormatName, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (canonical, hh_rlhf, trl, ultrafeedback, sharegpt, prompts)
+    for module in (
+        *(canonical, hh_rlhf, trl, ultrafeedback, sharegpt, prompts),
+        *(shp, summaries, votes),
+    )
 }
 
 LOOK_AT = 20

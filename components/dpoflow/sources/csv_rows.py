@@ -1,0 +1,53 @@
+"""CSV files: a header, then rows of text.
+
+Reads   a .csv file as RFC 4180 has it, compressed or not; a byte order mark is allowed
+Gives   `read`: (row number from 1, row)
+Not     rows' meaning: see formats/
+
+Every value is text: CSV knows no other type, and to guess one is to change some.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.sources.json_rows import Raw
+from dpoflow.sources.reasons import Quarantine
+from dpoflow.sources.streams import opened
+
+
+def read(path: Path, name: str, *, limit: int, most: int) -> Iterator[tuple[int, Raw]]:
+    """Rows of `path`, numbered from 1; the header has no number."""
+    csv.field_size_limit(limit)
+    with opened(path, name, most=most) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        rows, number = csv.reader(text, strict=True), 0
+        try:
+            header = _header(next(rows, []), name)
+            for number, values in enumerate(rows, start=1):
+                if not values:
+                    continue  # a blank line holds no row
+                if len(values) != len(header):
+                    told = f"{len(values)} values under {len(header)} columns"
+                    yield number, Quarantine("ragged", told)
+                else:
+                    yield number, dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise DataRejected(
+                f"{name}, line {rows.line_num} is no sound CSV ({error}), after row {number}; "
+                "mend it, or raise data.max_line_mb where a field is that long"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise DataRejected(
+                f"{name} is not UTF-8 after row {number} ({error.reason}); save it as UTF-8"
+            ) from None
+
+
+def _header(names: list[str], name: str) -> list[str]:
+    twice = sorted({each for each in names if names.count(each) > 1})
+    if twice or not all(names):
+        what = f"two columns called {twice[0]!r}" if twice else "a column without a name, or none"
+        raise DataRejected(f"{name} has {what} in its first line; name each column once")
+    return names
