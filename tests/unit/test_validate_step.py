@@ -1,12 +1,15 @@
 """Validate: every row is accounted for, the split holds still, nothing held out is trained on."""
 
 import hashlib
+import html
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -631,3 +634,64 @@ def test_an_old_pair_of_a_prompt_that_is_held_out_now_is_a_leak(workshop: Worksh
     assert Counter(merged.codes.values())["leakage"] > 5
     held_out = {pair.prompt for pair in workshop.heldout_pairs()}
     assert not held_out & {pair.prompt for pair in merged.pairs}
+
+
+# ---------------------------------------------------------------- the page for people
+
+
+def page_of(workshop: Workshop, folder: str = "report") -> str:
+    return (workshop.path / folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_asks_nobody_runs_nothing_and_shows_what_data_say_as_text(
+    workshop: Workshop,
+) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    broken = [row(f"{evil} q", "same", "same"), {"prompt": "=cmd|' /C calc'!A0", evil: 1}]
+    pairs = [row(f"{evil} {n}", f'"{evil}', f"'{evil}", slice=evil[:90]) for n in range(6)]
+
+    workshop.run(pairs + broken, max_quarantined=0.9)
+    page = page_of(workshop)
+
+    tags = set(re.findall(r"<(?!/|!)([a-zA-Z]+)", page))
+    assert not tags & {"script", "img", "iframe", "link", "object", "form", "a", "base"}
+    assert not re.search(r"<[^>]*\son\w+=", page)
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?https?:", page)
+    assert html.escape(f'"{evil}') in page
+
+
+def test_the_page_has_the_numbers_of_the_json_and_the_same_bytes_each_time(
+    workshop: Workshop,
+) -> None:
+    data = [*rows(30), row("same", "a", " a "), row("question 1", "good 1")]
+    seen = workshop.run(data)
+    page = page_of(workshop)
+
+    assert "32 in = 30 kept + 1 duplicate, 1 identical." in page
+    assert "2 broken" in page
+    assert seen.result.pairs_digest in page
+    assert all(name in page for name in seen.report["expectations"])
+    lengths = seen.report["lengths"]
+    assert sum(lengths["chosen"]) == sum(lengths["rejected"]) == 30
+    workshop.run_pinned()
+    assert page_of(workshop) == page
+
+
+def test_lengths_fall_into_the_bins_that_numpy_puts_them_in(workshop: Workshop) -> None:
+    data = [row(f"q{n}", "x" * (n + 1), "y" * (n * n + 1)) for n in range(40)]
+
+    lengths = workshop.run(data).report["lengths"]
+
+    edges = np.array(lengths["edges"])
+    assert edges[0] == 1
+    assert edges[-1] == pytest.approx(39 * 39 + 2)
+    assert lengths["rejected"] == np.histogram([n * n + 1 for n in range(40)], edges)[0].tolist()
+    assert edges[1:] / edges[:-1] == pytest.approx(edges[1])
+
+
+def test_a_page_is_there_where_the_data_are_rejected(workshop: Workshop) -> None:
+    with pytest.raises(DataRejected):
+        workshop.run([row("q", "same", "same")] * 3)
+
+    assert "0 of 3 rows kept" in page_of(workshop)
+    assert "chosen and rejected say the same" in page_of(workshop)

@@ -5,7 +5,6 @@ Gives   `curves_page`; the same run gives the same bytes, so rates are left out
 Not     where figures come from (figures.py)
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -15,6 +14,8 @@ mpl.use("svg")
 
 from matplotlib import pyplot as plt  # after the backend is chosen
 from matplotlib.axes import Axes
+
+from dpoflow.pages import document, drawing
 
 Updates = Sequence[tuple[int, Mapping[str, float]]]
 Curve = tuple[str, Mapping[str, str]]
@@ -38,28 +39,20 @@ PANELS: tuple[Curve, ...] = (
 
 COLOURS = ("#2f6fab", "#c2571a")
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
-h1 { font-size: 1.3rem } svg { height: auto; max-width: 100% }
-.alarm { background: #fff4e5; border-left: 4px solid #c2571a; padding: .4rem .8rem }
-"""
-
 
 def curves_page(metrics: Updates, alarms: Sequence[str]) -> str:
     """Every panel that has figures; `metrics` are (update, figures), in order."""
     warnings = "".join(f'<p class="alarm">{escape(alarm)}</p>' for alarm in alarms)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>training</title>'
-        f"<style>{_STYLE}</style></head><body><h1>Training: {len(metrics)} updates</h1>"
-        f"{warnings or '<p>No alarm sounded.</p>'}{_drawn(metrics)}</body></html>\n"
-    )
+    told = warnings or "<p>No alarm sounded.</p>"
+    head = f"<h1>Training: {len(metrics)} updates</h1>"
+    return document("training", f"{head}{told}{_drawn(metrics)}")
 
 
 def _drawn(metrics: Updates) -> str:
     told = {name for _, figures in metrics for name in figures}
     panels = [panel for panel in PANELS if told.intersection(panel[1])]
     rows = -(-len(panels) // 2)
-    with mpl.rc_context({"svg.hashsalt": "dpoflow", "svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context({"font.size": 9}):
         figure, axes = plt.subplots(rows, 2, figsize=(12, 2.6 * rows), squeeze=False)
         margin = 0.3 / (2.6 * rows)  # 0.3 inches; tight_layout would draw everything once more
         figure.subplots_adjust(0.05, margin, 0.99, 1 - margin, wspace=0.12, hspace=0.35)
@@ -67,11 +60,9 @@ def _drawn(metrics: Updates) -> str:
             _panel(axis, panel, metrics)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
+        drawn = drawing(figure)
         plt.close(figure)
-    text = drawing.getvalue()
-    return text[text.index("<svg") :]  # without the document's own head
+    return drawn
 
 
 def _panel(axis: Axes, panel: Curve, metrics: Updates) -> None:

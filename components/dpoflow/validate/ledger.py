@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Quality, Source, Split
 from dpoflow.contracts.results import Counts
@@ -258,9 +260,16 @@ class Ledger:
             "SELECT dataset, row, code, coalesce(detail, ''), excerpt, kind, body FROM rows"
             " WHERE code IS NOT NULL ORDER BY seq"
         )
-        for dataset, row, code, detail, glimpse, kind, body in self._db.execute(query):
-            shown = _glimpse(kind, body) if glimpse is None else glimpse
-            yield Refused(dataset, excerpt.plain(row), code, excerpt.plain(detail), shown)
+        yield from map(_refused, self._db.execute(query))
+
+    def examples(self, each: int) -> Iterator[Refused]:
+        """The first rows of every reason."""
+        query = (
+            "SELECT dataset, row, code, coalesce(detail, ''), excerpt, kind, body FROM (SELECT *,"
+            " row_number() OVER (PARTITION BY code ORDER BY seq) AS nth FROM rows"
+            " WHERE code IS NOT NULL) WHERE nth <= ? ORDER BY seq"
+        )
+        yield from map(_refused, self._db.execute(query, (each,)))
 
     def first_of(self, code: str) -> str:
         """The first row that got `code`."""
@@ -301,6 +310,26 @@ class Ledger:
             return None
         return {"num_pairs": count, "chosen_longer_share": longer, "mean_length_ratio": ratio}
 
+    def length_histogram(self, bins: int = 40) -> dict[str, list[float]] | None:
+        """Characters of kept pairs' answers in bins of equal ratio; None without any."""
+        query = (
+            "SELECT max(max(chosen_chars), max(rejected_chars)) FROM rows"
+            " WHERE code IS NULL AND kind = 'pair'"
+        )
+        (longest,) = self._db.execute(query).fetchone()
+        if not longest:
+            return None
+        edges = np.geomspace(1, longest + 1, bins + 1)
+        counts = np.zeros((2, bins))
+        found = self._db.execute(
+            "SELECT chosen_chars, rejected_chars FROM rows WHERE code IS NULL AND kind = 'pair'"
+        )
+        while some := found.fetchmany(50_000):
+            for at, lengths in enumerate(np.array(some).T):
+                counts[at] += np.histogram(lengths, edges)[0]
+        chosen, rejected = counts.tolist()
+        return {"edges": edges.tolist(), "chosen": chosen, "rejected": rejected}
+
     def digest(self, side: Split | None = None) -> str:
         """sha256 over the ids and sides of the kept pairs, whatever order they came in."""
         digest = hashlib.sha256()
@@ -325,6 +354,12 @@ def _pair_columns(pair: PreferencePair, prompt_id: str, seed: int) -> dict[str, 
         "chosen_chars": len(chosen),
         "rejected_chars": len(rejected),
     }
+
+
+def _refused(found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused:
+    dataset, row, code, detail, glimpse, kind, body = found
+    shown = _glimpse(kind, body) if glimpse is None else glimpse
+    return Refused(dataset, excerpt.plain(row), code, excerpt.plain(detail), shown)
 
 
 def _glimpse(kind: Kind, body: str) -> str:

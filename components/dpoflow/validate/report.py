@@ -1,24 +1,29 @@
 """What validate tells people: a page of facts, and every row that was not used with its reason.
 
 Reads   a settled ledger
-Gives   `write` (report.json, quarantine.jsonl), `reasons` (for error messages)
+Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages)
 Not     deciding what is too much: see step.py
 """
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dpoflow.contracts.results import Counts
 from dpoflow.sources.reasons import REASONS
 from dpoflow.validate.ledger import Ledger, Refused
+from dpoflow.validate.page import data_page
 
 REPORT = "report.json"
+PAGE = "report.html"
 QUARANTINE = "quarantine.jsonl"
+_EXAMPLES = 3
+_PAIRS = 8
 
 
 def write(folder: Path, ledger: Ledger, counts: Counts, *, facts: dict[str, Any]) -> None:
-    """Both files. Every row that came in and is not kept has a line in the list."""
+    """All three. Every row that came in and is not kept has a line in the list."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / QUARANTINE).open("w", encoding="utf-8") as out:
         for refused in ledger.quarantined():
@@ -29,10 +34,14 @@ def write(folder: Path, ledger: Ledger, counts: Counts, *, facts: dict[str, Any]
         "reasons": {code: text for code, text in REASONS.items() if code in counts.quarantined},
         "by_source": ledger.by_source(),
         "by_slice": ledger.by_slice(),
+        "lengths": ledger.length_histogram(),
         **facts,
     }
     text = json.dumps(page, indent=1, ensure_ascii=False)
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    some = list(islice(ledger.pairs(), _PAIRS))
+    shown = data_page(page, ledger.examples(_EXAMPLES), some)
+    (folder / PAGE).write_text(shown, encoding="utf-8")
 
 
 def reasons(ledger: Ledger, counts: Counts) -> str:

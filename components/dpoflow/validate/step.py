@@ -229,7 +229,12 @@ def _conclude(
     pairs_digest: str,
 ) -> ValidateResult:
     """Write the report, refuse where an expectation broke, and say what there is."""
-    reports.write(report, ledger, counts, facts={**facts, "expectations": watched.held})
+    reports.write(
+        report,
+        ledger,
+        counts,
+        facts={**facts, "pairs_digest": pairs_digest, "expectations": watched.held},
+    )
     for name, ids in watched.broken_by.items():
         raise DataRejected(f"{name} does not hold for rows {', '.join(ids[:5]) or '(all)'}")
     result = ValidateResult(
