@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ("judging", "memory", "sampling")
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of sampling")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of sampling")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--peak", nargs=2, metavar=("URL", "MANY"), help=argparse.SUPPRESS)
     asked = parser.parse_args()

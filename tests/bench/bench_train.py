@@ -40,6 +40,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.attention import attending
+from dpoflow.policy.head import Expectation
 from dpoflow.policy.layout import Group, group_of, lay_out
 from dpoflow.policy.logprobs import Scorer
 from dpoflow.policy.tokenise import EncodedPair
@@ -181,7 +182,8 @@ def reference_of(model: Any, groups: list[Group]) -> tuple[list[list[Tensor]], f
     began = now()
     batch = lay_out(groups, "packed").to(torch.device(DEVICE))
     with attending(model, "packed"):
-        parts = list(Scorer(model).eval()(batch).logps_N.cpu().split(list(batch.lengths)))
+        asked = Expectation(batch.lengths, 2, figures=False)  # as train/reference.py asks
+        parts = list(Scorer(model).eval()(batch, asked).logps_N.cpu().split(list(batch.lengths)))
     found = [parts[2 * place : 2 * place + 2] for place in range(len(groups))]
     return found, now() - began
 

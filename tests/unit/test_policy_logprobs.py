@@ -198,6 +198,23 @@ def test_gradients_made_on_expectation_are_exact_whether_it_was_right_or_wrong(
         assert torch.allclose(mine.grad, other.grad)
 
 
+def test_without_figures_log_probabilities_are_the_same_to_the_bit() -> None:
+    """Policy and reference must agree on the first batch, and only one of them needs figures."""
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(8, 300), torch.randn(11, 8).mul(3)
+    targets, lengths = torch.randint(0, 300, (11,)), (2, 3, 5, 1)
+
+    told, bare = (
+        policy_head.token_scores(
+            layer, rows, targets, policy_head.Expectation(lengths, 2, slopes, figures=figures)
+        )
+        for slopes, figures in ((lambda among, sums: sums, True), (None, False))
+    )
+
+    assert torch.equal(told.logps_N, bare.logps_N)
+    assert bare.entropy_N.isnan().all()
+
+
 def test_bfloat16_products_stay_near_float32_and_leave_float32_gradients() -> None:
     exact, model = tiny_model(), tiny_model()
     expected = answer_logps(exact, GROUPS, "packed")

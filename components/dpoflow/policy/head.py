@@ -61,6 +61,8 @@ class Expectation:
     """Answers whose losses hang together: 2 of a pair."""
     slopes: Slopes | None = None
     """None only scores, with the very numbers that a call with slopes would give."""
+    figures: bool = True
+    """Whether entropy and top are wanted; else they may be NaN and False."""
 
 
 def token_scores(
@@ -173,6 +175,7 @@ class _Part:
     rows: slice
     lengths: tuple[int, ...]
     slopes: Callable[[Tensor], Tensor] | None
+    figures: bool
 
 
 @dataclass(slots=True)
@@ -214,7 +217,7 @@ def _parts(expectation: Expectation, vocabulary: int) -> list[_Part] | None:
             return None
         among, lengths = slice(first, answer), tuple(expectation.lengths[first:answer])
         slopes = _of_answers(expectation.slopes, among)
-        parts.append(_Part(slice(row, row + rows), lengths, slopes))
+        parts.append(_Part(slice(row, row + rows), lengths, slopes, expectation.figures))
         row += rows
     return parts
 
@@ -227,8 +230,8 @@ def _expected(
     head: _Head, parts: Sequence[_Part], *, with_bias: bool
 ) -> tuple[dict[str, Tensor], _Made | None]:
     logps_N = _widened(head.low_NH.new_empty(len(head.targets_N)))
-    found = {name: torch.empty_like(logps_N) for name in ("entropy", "normaliser")}
-    found |= {"logps": logps_N, "top": torch.empty_like(logps_N, dtype=torch.bool)}
+    found = {name: torch.full_like(logps_N, torch.nan) for name in ("entropy", "normaliser")}
+    found |= {"logps": logps_N, "top": torch.zeros_like(logps_N, dtype=torch.bool)}
     made = (
         _Made(
             torch.empty_like(_widened(head.low_NH)),
@@ -242,7 +245,7 @@ def _expected(
     for part in parts:
         logits_nV, targets_n = head.logits(part.rows, slice(None)), head.targets_N[part.rows]
         of_part = {name: all_N[part.rows] for name, all_N in found.items()}
-        _told(logits_nV, targets_n, of_part)
+        _told(logits_nV, targets_n, of_part, figures=part.figures)
         if made is not None:
             _add_gradients(made, head, part, logits_nV, of_part)
     return found, made
@@ -276,15 +279,16 @@ def _blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:
         yield slice(begin, begin + step)
 
 
-def _told(logits_nV: Tensor, targets_n: Tensor, found: dict[str, Tensor]) -> None:
+def _told(logits_nV: Tensor, targets_n: Tensor, found: dict[str, Tensor], *, figures: bool) -> None:
     """Write to `found` what there is to say of these rows; the logits stay."""
     for rows in _blocks(*logits_nV.shape):
         block = _widened(logits_nV[rows])
         logps = block.log_softmax(dim=1)
         found["normaliser"][rows] = block[:, 0] - logps[:, 0]
         found["logps"][rows] = logps.gather(1, targets_n[rows].unsqueeze(1)).squeeze(1)
-        found["top"][rows] = found["logps"][rows] >= logps.amax(dim=1)
-        found["entropy"][rows] = -torch.linalg.vecdot(logps.exp(), logps)
+        if figures:
+            found["top"][rows] = found["logps"][rows] >= logps.amax(dim=1)
+            found["entropy"][rows] = -torch.linalg.vecdot(logps.exp(), logps)
 
 
 def _into_slopes(

@@ -129,7 +129,7 @@ def _computed(
         mine = processes.share(places)
         batch = lay_out([groups[place] for place in mine or places[:1]], layout).to(device)
         with attending(scorer.model, layout), autocast(device, dtype):
-            logps_N = scorer(batch, Expectation(batch.lengths, 2)).logps_N.cpu()
+            logps_N = scorer(batch, Expectation(batch.lengths, 2, figures=False)).logps_N.cpu()
         if not torch.isfinite(logps_N).all():
             raise DataRejected(
                 "the reference gives log-probabilities that are not finite: the weights of the "
