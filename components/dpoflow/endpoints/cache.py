@@ -84,7 +84,7 @@ class Cache:
         self._database: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "requests")  # SQLite connections belong to a thread
         self._committing: asyncio.Future[None] | None = None
-        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[None]]] = []
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[bool]]] = []
 
     def __enter__(self) -> Self:
         try:
@@ -171,37 +171,39 @@ class Cache:
         self._waiting.append((row, kept))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all())
-        await kept
-        return await self.find(request) or reply
+        return reply if await kept else (await self.find(request) or reply)
 
     async def _commit_all(self) -> None:
         """Whatever arrives while one commit is on its way to the disk goes into the next one."""
         while self._waiting:
             batch, self._waiting = self._waiting, []
             failed: BaseException | None = None
+            all_new = False
             try:
-                await self._call(self._commit, [row for row, _ in batch])
+                all_new = await self._call(self._commit, [row for row, _ in batch])
             except BaseException as error:  # noqa: BLE001  # whoever waits is told
                 failed = error
             for _, kept in batch:
                 if failed is not None and not kept.done():
                     kept.set_exception(failed)
                 elif not kept.done():
-                    kept.set_result(None)
+                    kept.set_result(all_new)
         self._committing = None
 
-    def _commit(self, rows: list[tuple[Any, ...]]) -> None:
+    def _commit(self, rows: list[tuple[Any, ...]]) -> bool:
+        """Whether none of them was there."""
         self._open_database.execute("BEGIN IMMEDIATE")
         try:
             # Another run may have paid for the same meanwhile: the first answer stays the answer.
-            self._open_database.executemany(
+            num_new = self._open_database.executemany(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
+            ).rowcount
             self._open_database.execute("COMMIT")
         except BaseException:
             if self._open_database.in_transaction:
                 self._open_database.execute("ROLLBACK")
             raise
+        return num_new == len(rows)
 
     def spent(self) -> dict[str, Spent]:
         """By model, what this payer has spent, earlier attempts included."""

@@ -131,12 +131,10 @@ class Endpoint:
             return kept
         if self.config.context_tokens and _estimate(request) > self.config.context_tokens:
             raise Unanswerable(f"longer than the {self.config.context_tokens} tokens of the model")
-        async with self._budget.hold(self.bound(request)) as settle, self._room:
-            if self._cache.closed_by is not None:
-                raise ServiceUnavailable(f"not asked any more, since {self._cache.closed_by}")
+        async with self._budget.hold(self.bound(request)) as settle:
             try:
-                began = time.monotonic()
-                reply = await self._until_answered(request)
+                reply, seconds = await self._answer(request)
+                # There is room for the next one while this one goes to the disk.
                 money = self._money(reply.tokens_read, reply.tokens_written)
                 settle(Spent(1, reply.tokens_read + reply.tokens_written, money))
                 reply = await self._cache.keep(request, reply, money)
@@ -144,11 +142,19 @@ class Endpoint:
                 self._count_hopeless(error)
                 raise
             except BaseException as error:  # nothing more is paid for that may be lost
-                self._cache.closed_by = f"{type(error).__name__}: {error}"
+                self._cache.closed_by = self._cache.closed_by or f"{type(error).__name__}: {error}"
                 raise
             self._any_answered = True
-            self._answered(request, reply, time.monotonic() - began)
+            self._answered(request, reply, seconds)
             return reply
+
+    async def _answer(self, request: Request) -> tuple[Reply, float]:
+        """The server's answer and how long it took, once there is room for one more request."""
+        async with self._room:
+            if (reason := self._cache.closed_by) is not None:
+                raise ServiceUnavailable(f"not asked any more, since {reason}")
+            began = time.monotonic()
+            return await self._until_answered(request), time.monotonic() - began
 
     def _count_hopeless(self, error: Unanswerable) -> None:
         self._num_hopeless += 1
