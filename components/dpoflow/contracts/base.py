@@ -1,7 +1,7 @@
 """The base of every contract: frozen, strict about names, and readable as canonical JSON.
 
 Reads   nothing
-Gives   `Contract`, `canonical_json`, `sha256_json`
+Gives   `Contract`, `canonical_json`, `sha256_json`, `sha256_text`
 Not     the contracts themselves
 """
 
@@ -31,4 +31,9 @@ def canonical_json(value: Any) -> str:
 
 def sha256_json(value: Any) -> str:
     """sha256, in hex, of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_text(canonical_json(value))
+
+
+def sha256_text(text: str) -> str:
+    """sha256, in hex, of `text` in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

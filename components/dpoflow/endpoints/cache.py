@@ -8,6 +8,7 @@ An answer is on disk before anybody uses it. Several answers that arrive togethe
 """
 
 import asyncio
+import functools
 import sqlite3
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from dpoflow.contracts.base import Contract, canonical_json, sha256_json
+from dpoflow.contracts.base import Contract, canonical_json, sha256_text
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 
 VERSION = 1
@@ -48,10 +49,15 @@ class Request(Contract):
     repeat: int = 0
     """Tells apart requests that are the same on purpose."""
 
-    @property
+    @functools.cached_property
+    def text(self) -> str:
+        """All of it as canonical JSON."""
+        return canonical_json(self)
+
+    @functools.cached_property
     def key(self) -> str:
         """sha256 over all of it."""
-        return sha256_json(self)
+        return sha256_text(self.text)
 
 
 class Reply(Contract):
@@ -159,7 +165,7 @@ class Cache:
         kept = asyncio.get_running_loop().create_future()
         row = (
             request.key,
-            canonical_json(request),
+            request.text,
             reply.model_dump_json(),
             self._payer,
             request.model,

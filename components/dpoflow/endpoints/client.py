@@ -208,14 +208,19 @@ class Endpoint:
         try:
             # Of the whole attempt: the client's own is between two bytes.
             async with asyncio.timeout(self.config.timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    model=request.model,
-                    messages=list(request.messages),  # type: ignore[arg-type]
+                # Not by `chat.completions`: typing what goes out and comes in takes half the time.
+                body = await self._client.post(
+                    "/chat/completions",
+                    cast_to=str,
+                    body={
+                        "model": request.model,
+                        "messages": list(request.messages),
+                        **request.parameters,
+                    },
                     # Servers that know the header charge a request that was cut off only once.
-                    extra_headers={"Idempotency-Key": request.key} | self._no_key,
-                    **request.parameters,
+                    options={"headers": {"Idempotency-Key": request.key} | self._no_key},
                 )
-            return _reply(raw.text, self._most(request))
+            return _reply(body, self._most(request))
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
         except (openai.APITimeoutError, TimeoutError):
