@@ -46,7 +46,8 @@ SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML to run.
 
 
 def _console() -> Console:
-    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+    # A judge called llm:m:… is no emoji.
+    return Console(file=sys.stdout, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 @app.command()
@@ -94,7 +95,7 @@ def run(
     if dry_run:
         for each in [point.spec for point in points] or [loaded]:
             console.print_json(each.model_dump_json())
-        show_spending(Console(stderr=True), loaded)
+        show_spending(Console(stderr=True, emoji=False, soft_wrap=True), loaded)
         return
     from dpoflow_pipelines.run import check_machine, run_spec
     from dpoflow_pipelines.show import show_summary
@@ -321,8 +322,9 @@ def judge_qualify(
     """Hold a judge against people's labels, in both orders of the answers.
 
     Labelled pairs: LLMBar's dataset.json, JSON lines of prompt, first, second, label (1, 2 or tie),
-    or our own pairs. Verdicts: LLMBar's result.json, or JSON lines of label, forward, swapped, each
-    the answer as the file numbers it (1, 2, tie or invalid), also in the swapped order.
+    or preference pairs as sources have them. Verdicts: LLMBar's result.json, or JSON lines of
+    label, forward, swapped, each the answer as the file numbers it (1, 2, tie or invalid), also in
+    the swapped order.
 
     Examples:
 
@@ -349,7 +351,7 @@ def judge_qualify(
             of_judges.show_cost(console, of_judges.expected_cost(judge, labelled))
             return
         # A program reads standard output: the bar goes elsewhere.
-        bars = Console(stderr=True) if as_json else console
+        bars = Console(stderr=True, emoji=False) if as_json else console
         report = of_judges.qualify_judge(
             judge, half, labelled, home.resolve(), bars, least_kappa, least_agreement
         )
@@ -369,7 +371,7 @@ def judge_qualify(
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(
+    Console(stderr=True, emoji=False, soft_wrap=True).print(
         f"[bold red]error:[/] {escape(message)}", highlight=False
     )
     sys.exit(code)

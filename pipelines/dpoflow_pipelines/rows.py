@@ -27,7 +27,12 @@ def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
                 "download some of it, and name that with --set 'data.sources=[{uri: FILE}]'"
             )
         for file in data_files(source.uri).files:
-            rows = read_rows(file.path, file.name, max_line_mb=spec.data.max_line_mb)
+            rows = read_rows(
+                file.path,
+                file.name,
+                max_line_mb=spec.data.max_line_mb,
+                max_unpacked_gb=spec.data.max_unpacked_gb,
+            )
             if source.format == "auto":
                 first = list(itertools.islice(rows, registry.LOOK_AT))
                 form = registry.recognise([row for _, row in first], file.name)

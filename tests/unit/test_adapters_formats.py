@@ -158,7 +158,7 @@ def code_of(name: FormatName, row: Any) -> Code:
         ("shp", SHP, [("user", "Why?")]),
         ("summaries", SUMMARY,
          [("user", "SUBREDDIT: r/AskReddit\n\nTITLE: Lamp\n\nPOST: It broke.\n\nTL;DR:")]),
-        ("summaries", NEWS, [("user", "Article: Rain fell.\n\nTL;DR:")]),
+        ("summaries", NEWS, [("user", "Article:\nRain fell.\n\nTL;DR:")]),
         ("votes", VOTES, [("user", "Shorten.\n\nIt rains a lot.")]),
     ],
 )  # fmt: skip
@@ -184,6 +184,12 @@ def test_a_workers_vote_is_kept_with_its_confidence() -> None:
     assert (vote.annotator, vote.verdict, vote.score) == ("w7", "chosen", 8.0)
 
 
+@pytest.mark.parametrize("choice", [1.0, "1"])
+def test_whole_numbers_are_known_as_tables_write_them(choice: object) -> None:
+    assert pair_of("summaries", {**SUMMARY, "choice": choice}).chosen.content == "Because."
+    assert pair_of("shp", {**SHP, "labels": choice, "score_A": 90}).chosen.content == "No."
+
+
 @pytest.mark.parametrize(
     ("said", "label", "chosen", "margin"),
     [
@@ -193,6 +199,8 @@ def test_a_workers_vote_is_kept_with_its_confidence() -> None:
         ((0, 0, 1), "tie", "No.", 1 / 3),
         ((0, 0, 0), "tie", "No.", 0.0),
         ((0, 1, 2), "inconsistent", "No.", 0.0),
+        ((2, 2, ""), "preferred", "Because.", 1.0),
+        ((1.0, 1.0, 2.0), "preferred", "No.", 1 / 3),
         ((2, 0, None), "inconsistent", "Because.", 0.5),
         (("2", "2", "1"), "preferred", "Because.", 1 / 3),
     ],
@@ -204,7 +212,7 @@ def test_more_than_half_of_all_votes_decide(
 
     assert (pair.label, pair.chosen.content) == (label, chosen)
     assert pair.margin == pytest.approx(margin)
-    assert len(pair.votes) == sum(vote is not None for vote in said)
+    assert len(pair.votes) == sum(vote not in (None, "") for vote in said)
 
 
 def test_trl_text_keeps_the_answers_as_they_are_and_asks_in_one_user_turn() -> None:
@@ -383,6 +391,9 @@ def without(row: Row, key: str) -> Row:
         ("shp", {**SHP, "labels": 1}, "scores_contradict"),
         ("shp", {**SHP, "labels": 2}, "wrong_type"),
         ("shp", {**SHP, "labels": True}, "wrong_type"),
+        ("shp", {**SHP, "score_B": 1e308, "score_A": -1e308}, "scores_contradict"),
+        ("shp", {**SHP, "labels": 10**5000}, "wrong_type"),
+        ("votes", {**VOTES, "annotator1": 10**5000}, "wrong_type"),
         ("shp", {**SHP, "score_A": "12"}, "wrong_type"),
         ("shp", without(SHP, "history"), "missing_field"),
         ("summaries", {**SUMMARY, "choice": 2}, "wrong_type"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sqlite3
 import time
 from contextlib import suppress
@@ -13,7 +14,7 @@ from tests.fakes.openai_server import Action, Cut, Garbage, Hang, Refuse, Say, S
 from tests.judging import ASKED, asking, config, decide, honest
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
-from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, RubricJudgeConfig
+from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, LlmJudgeConfig, RubricJudgeConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.cache import Cache, Reply, Request
 from dpoflow.judge.build import Servers, build
@@ -480,3 +481,14 @@ def test_requests_too_long_after_a_restart_are_no_reason_to_stop(tmp_path: Path)
         outcomes = decide(config(server), tmp_path / "kept", couples)
 
     assert [outcome.label for outcome in outcomes] == ["preferred", *["invalid"] * 30]
+
+
+def test_a_server_that_is_not_there_is_no_slow_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "m", "patience_s": 0.1}
+    judge = LlmJudgeConfig.model_validate({"kind": "llm", "endpoint": endpoint})
+
+    with pytest.raises(ServiceUnavailable, match=r"no connection .*Cannot connect to host"):
+        decide(judge, tmp_path / "kept", [("quality=1", "quality=2")])

@@ -377,3 +377,23 @@ def test_a_judge_of_the_writers_family_is_warned_of() -> None:
 )
 def test_a_family_is_the_first_word_of_a_models_name(name: str, expected: str) -> None:
     assert family(name) == expected
+
+
+def test_preference_pairs_of_any_format_are_labelled_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    told = read_labelled(tmp_path / "pairs.jsonl")
+
+    assert {one.label for one in told} == {"first", "second"}
+    assert all((one.first if one.label == "first" else one.second)[:4] == "good" for one in told)
+
+
+def test_a_file_that_is_not_there_is_the_commands_fault_and_an_odd_row_the_files(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read \(No such file"):
+        read_labelled(tmp_path / "none.jsonl")
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": 3}\n')
+    with pytest.raises(DataRejected, match="keys seen: chosen, prompt, rejected"):
+        read_labelled(tmp_path / "odd.jsonl")

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dpoflow.contracts.pairs import Message
 from dpoflow.judge.build import Servers, build, judge_id
 from dpoflow.judge.trust import check_trust
 from dpoflow.judge.verdict import Outcome
-from dpoflow.snapshot.model import Store, pin_judges
+from dpoflow.snapshot.model import Store, pin, pin_judges
 
 ASKED = (Message(role="user", content="the sea is blue and calm?"),)
 ANSWERS = ["seven small boats", "music bread music", "rivers", "please wait for wind near the pier"]
@@ -159,6 +160,28 @@ def test_models_of_judges_are_pinned_by_content_and_found_again(tmp_path: Path) 
     }
     tiny_reward_folder(one, scale=3)
     assert pinned(tmp_path, one, other) != models, "the content changed, so its name does"
+
+
+def test_a_model_that_was_pinned_as_the_base_is_pinned_again_as_a_judge(tmp_path: Path) -> None:
+    folder = tiny_reward_folder(tmp_path / "rm")
+    (tmp_path / "work").mkdir()
+    store = Store(tmp_path / "home", tmp_path / "work", lambda told: None)
+
+    alone, judges = pin(str(folder), store), pin_judges([str(folder)], store)
+
+    assert (alone / "config.json").is_file()
+    assert (judges / reward_folder(str(folder)) / "config.json").is_file()
+    assert pin(str(folder), store) == alone
+
+
+def test_a_model_with_code_of_its_own_is_told_when_it_is_pinned(tmp_path: Path) -> None:
+    folder = tiny_reward_folder(tmp_path / "rm")
+    words = json.loads((folder / "config.json").read_text())
+    words |= {"model_type": "novel", "auto_map": {"AutoConfig": "configuration_novel.Novel"}}
+    (folder / "config.json").write_text(json.dumps(words))
+
+    with pytest.raises(DataRejected, match="no config that transformers knows"):
+        pinned(tmp_path, folder)
 
 
 def test_a_reward_model_has_to_earn_its_vote_like_others(tmp_path: Path) -> None:

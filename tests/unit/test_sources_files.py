@@ -232,6 +232,43 @@ def test_what_datasets_saves_to_disk_is_read_and_its_notes_are_not(tmp_path: Pat
     assert [row for file in found.files for row in rows_of(file.path)] == rows
 
 
+def test_what_datasets_caches_beside_its_data_is_nobodys_preference(tmp_path: Path) -> None:
+    rows = [{"chosen": "a", "rejected": "b"}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for name in ("cache-0123.arrow", "cache-indices.arrow"):
+        (tmp_path / "saved" / name).write_bytes(b"of another step")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["saved"]}')
+
+    found = data_files(str(tmp_path))
+
+    assert [file.name for file in found.files] == ["saved/data-00000-of-00001.arrow"]
+    assert "dataset_dict.json" in found.ignored
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_arrow_stream_that_stops_between_batches_is_refused(
+    batches: int, tmp_path: Path
+) -> None:
+    path, table = tmp_path / "x.arrow", pa.table({"a": list(range(3000))})
+    ends = []
+    with path.open("wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+        for batch in table.to_batches(max_chunksize=1000):
+            stream.write_batch(batch)
+            ends.append(out.tell())
+    assert len(rows_of(path)) == 3000
+    path.write_bytes(path.read_bytes()[: ends[batches - 1]])
+
+    assert "its end is missing" in refusal(path)
+
+
+def test_an_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["p"]), pa.array(["q"])], names=["chosen", "chosen"])
+    with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema) as out:
+        out.write_table(table)
+
+    assert "two columns of one name" in refusal(tmp_path / "x.arrow")
+
+
 def test_arrows_own_file_layout_is_read_too(tmp_path: Path) -> None:
     table = pa.table({"a": list(range(1000))})
     with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as out:
@@ -326,12 +363,14 @@ def test_a_parquet_file_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
     assert "fetch it again" in refusal(tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.csv", "x.csv.gz"])
 def test_an_endless_line_is_refused_without_being_held(name: str, tmp_path: Path) -> None:
     line = b'{"a": "' + b"x" * (24 << 20) + b'"}'
-    content = {"x.jsonl": b"{}\n" + line, "x.json": b"[{},\n" + line, "x.jsonl.gz": b"{}\n" + line}[
-        name
-    ]
+    content = {
+        "x.jsonl": b"{}\n" + line,
+        "x.json": b"[{},\n" + line,
+        "x.jsonl.gz": b"{}\n" + line,
+    }.get(name, b"a\n" + line)
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
     del content, line
 
@@ -343,7 +382,7 @@ def test_an_endless_line_is_refused_without_being_held(name: str, tmp_path: Path
     assert ("x.json, row 2" if name == "x.json" else f"{name}, line 2") in said
     assert "data.max_line_mb" in said
     assert peak < 8 << 20
-    if name != "x.json":
+    if name not in ("x.json", "x.csv", "x.csv.gz"):
         assert "24 MiB long" in said
 
 

@@ -1,5 +1,6 @@
 """Sources on S3: a real server, real sockets, kills on both sides."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.seaweed import BUCKET, KEY, SECRET, Line, SeaweedFS
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import SnapshotConfig, SourceConfig
+from dpoflow.contracts.spec_file import sentence
 from dpoflow.snapshot import data
 from dpoflow.sources import s3
 from dpoflow.sources.pinned import read_pinned
@@ -292,8 +295,8 @@ def test_keys_that_climb_out_of_their_folder_stay_names(server: SeaweedFS, tmp_p
 
     data.pin(located, tmp_path / "data", Events(tmp_path / "events.jsonl", "snapshot"))
 
-    held = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert all(path.is_relative_to(tmp_path) for path in held)
+    (held,) = (tmp_path / "data" / "files").iterdir()
+    assert held.name == hashlib.sha256(rows(2)).hexdigest()
     assert not (tmp_path.parent / "b.jsonl").exists()
 
 
@@ -319,6 +322,61 @@ def test_no_credentials_are_told(
 
     with pytest.raises(ConfigError, match="set AWS_ACCESS_KEY_ID and"):
         s3.Store().objects(f"s3://{BUCKET}/a/")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    with pytest.raises(ConfigError, match="go together, and one of them is missing"):
+        s3.Store().objects(f"s3://{BUCKET}/a/")
+
+
+def test_a_login_that_ran_out_is_no_outage(
+    server: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(
+        "[profile old]\nsso_start_url = https://127.0.0.1:9\nsso_region = us-east-1\n"
+        "sso_account_id = 1\nsso_role_name = r\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "old")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with pytest.raises(ConfigError, match="log in again"):
+        s3.Store().objects(f"s3://{BUCKET}/a/")
+
+
+def test_what_somebody_wrote_into_a_url_is_not_shown(
+    server: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        SourceConfig(uri=f"s3://{KEY}:{SECRET}@{BUCKET}/a.jsonl")
+    assert SECRET not in sentence(refused.value.errors()[0])
+    with pytest.raises(ConfigError, match="credentials stand in the environment") as told:
+        s3.Store().objects(f"s3://{KEY}:{SECRET}@{BUCKET}/a.jsonl")
+    assert SECRET not in str(told.value)
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@bad host:9")
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL") as told:
+        s3.Store()
+    assert SECRET not in str(told.value)
+
+
+def test_what_datasets_saved_is_the_same_on_a_store(server: SeaweedFS) -> None:
+    for name in ("data-00000-of-00001.arrow", "cache-1.arrow", "state.json", "dataset_info.json"):
+        server.put(f"saved/{name}", b"x")
+
+    found = s3.Store().objects(f"s3://{BUCKET}/saved")
+
+    assert [each.name for each in found.files] == ["data-00000-of-00001.arrow"]
+
+
+def test_ten_thousand_objects_are_sorted_out_in_a_moment(
+    server: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3.Store()
+    many = [s3.S3Object("b", f"p/{n}.jsonl", f"{n}.jsonl", 1, "e") for n in range(10_000)]
+    monkeypatch.setattr(store, "_below", lambda bucket, prefix: iter(many))
+
+    assert len(store.objects(f"s3://{BUCKET}/p/").files) == 10_000
 
 
 def test_a_store_that_nobody_serves_is_tried_later(

@@ -677,6 +677,16 @@ def test_the_page_has_the_numbers_of_the_json_and_the_same_bytes_each_time(
     assert page_of(workshop) == page
 
 
+def test_sources_add_up_to_what_was_kept_also_after_the_merge(workshop: Workshop) -> None:
+    workshop.run(
+        {"x.jsonl": rows(30), "ask.jsonl": [{"prompt": f"only asked {n}"} for n in range(40)]}
+    )
+    seen = workshop.merge([])
+
+    kept = sum(told.get("kept", 0) for told in seen.report["by_source"].values())
+    assert kept == seen.result.counts.num_kept == 30
+
+
 def test_lengths_fall_into_the_bins_that_numpy_puts_them_in(workshop: Workshop) -> None:
     data = [row(f"q{n}", "x" * (n + 1), "y" * (n * n + 1)) for n in range(40)]
 

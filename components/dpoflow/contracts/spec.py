@@ -8,7 +8,7 @@ Not     where steps run (pipelines/), what they do (the step folders)
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
 from dpoflow.contracts.judges import (
@@ -55,6 +55,15 @@ class SourceConfig(Contract):
     yours with `--set`."""
     format: FormatName = "auto"
     """How rows are laid out; `auto` recognises it from the first rows."""
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_key(cls, uri: str) -> str:
+        # Not repeated in the error: a spec is kept, shown and logged.
+        if "@" in uri.removeprefix("s3://").partition("/")[0] and uri.startswith("s3://"):
+            raise ValueError("must be s3://BUCKET/KEY; credentials stand in the environment")
+        return uri
+
     name: str | None = None
     """How pairs name this source; the file's name when absent."""
     licence: str = "unknown"

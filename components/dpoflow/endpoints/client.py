@@ -223,7 +223,11 @@ class Endpoint:
             return _reply(body, self._most(request))
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
-        except (openai.APITimeoutError, TimeoutError):
+        except (openai.APITimeoutError, TimeoutError) as error:
+            # Its transport calls a refused connection a timeout, too.
+            refused = getattr(error.__cause__, "__cause__", None)
+            if isinstance(refused, OSError) and not isinstance(refused, TimeoutError):
+                raise _Busy(f"no connection ({self._public(refused)})") from None
             raise _Busy(f"no answer within {self.config.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             raise _Busy(f"no connection ({self._public(error.__cause__ or error)})") from None

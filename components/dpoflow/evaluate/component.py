@@ -23,14 +23,17 @@ def evaluate(
 
     task = begin("evaluate", suffix)
 
+    from dpoflow.contracts.judges import rewards_in
     from dpoflow.contracts.results import EvaluateResult
     from dpoflow.contracts.spec import EvaluateConfig
     from dpoflow.evaluate.step import run
 
-    judges = {"judges": judges_uri} if judges_uri else {}
+    knobs = EvaluateConfig.model_validate_json(config)
+    # Another judge's model changes nothing here.
+    judges = {"judges": judges_uri} if judges_uri and any(rewards_in(knobs.judge)) else {}
     done = task.execute(
         run,
-        EvaluateConfig.model_validate_json(config),
+        knobs,
         root=state_root,
         inputs={"model": model_uri, "policy": policy.path, "heldout": heldout.path} | judges,
         outputs={"decision": decision.path},

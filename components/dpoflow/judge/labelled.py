@@ -5,7 +5,7 @@ Gives   `read_labelled`, `read_verdicts`, `ask`
 Not     what the verdicts are worth (qualify.py)
 
     labelled     LLMBar's dataset.json (input, output_1, output_2, label); JSON lines of the same,
-                 or of prompt, first, second, label; our own preference pairs
+                 or of prompt, first, second, label; preference pairs in any format of sources
     verdicts     LLMBar's result.json; JSON lines of label, forward, swapped
 
 Answers are named as the file numbers them (1 or 2, first or second), also in the swapped order.
@@ -19,16 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
-
-from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.judges import BudgetConfig, JudgeConfig
-from dpoflow.contracts.pairs import Message, PreferencePair
+from dpoflow.contracts.pairs import Message, PreferencePair, Source
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
 from dpoflow.judge.build import Half, Servers, ahead_of, build
 from dpoflow.judge.qualify import Item
 from dpoflow.judge.verdict import Ballot, Choice, Outcome
+from dpoflow.sources.formats import registry
+from dpoflow.sources.reasons import REASONS, Quarantine
 
 Label = Literal["first", "second", "tie"]
 
@@ -64,8 +64,12 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     """(place, row) of a JSON list or of JSON lines."""
     try:
         text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataRejected(f"{path} cannot be read ({error}); name a JSON or JSONL file") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); name a JSON or JSONL file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataRejected(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
     if text.lstrip().startswith("["):
         rows = list(enumerate(_json(text, path, 1), start=1))
     else:
@@ -128,15 +132,21 @@ def _labelled(row: Any) -> Labelled:
 
 
 def _of_pair(row: Any) -> Labelled:
-    """One of our own pairs; which answer comes first is drawn by its id."""
+    """A pair in any format that sources may have; which answer comes first is drawn by its id."""
+    form = registry.recognise([row], "a labelled row")
     try:
-        pair = PreferencePair.model_validate(row)
-    except ValidationError as error:
-        raise ValueError(f"not a preference pair ({error.error_count()} errors)") from None
+        pair = registry.convert(row, form, Source(dataset="labelled", row=""))
+    except Quarantine as refusal:
+        raise ValueError(f"{refusal.code}: {refusal.detail or REASONS[refusal.code]}") from None
+    if not isinstance(pair, PreferencePair):
+        raise TypeError("a prompt without two answers")
+    if pair.label not in ("preferred", "tie"):
+        raise ValueError(f"a pair that is {pair.label}: nobody preferred one of its answers")
     chosen, rejected = pair.chosen.content, pair.rejected.content
-    if hashlib.sha256(pair.pair_id.encode()).digest()[0] % 2:
-        return Labelled(pair.prompt, rejected, chosen, "second", pair.slice)
-    return Labelled(pair.prompt, chosen, rejected, "first", pair.slice)
+    turned = hashlib.sha256(pair.pair_id.encode()).digest()[0] % 2
+    label: Label = "tie" if pair.label == "tie" else "second" if turned else "first"
+    both = (rejected, chosen) if turned else (chosen, rejected)
+    return Labelled(pair.prompt, *both, label, pair.slice)
 
 
 def _slice(row: Any) -> str | None:

@@ -56,7 +56,7 @@ class RewardJudge:
     def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         from dpoflow.policy.load import load_reward_model
 
-        return load_reward_model(self._folder, self._config.model)
+        return load_reward_model(self._folder)
 
     def _score(self, conversation: tuple[Message, ...], answer: str) -> float | None:
         """The reward; None where the model cannot read so much."""

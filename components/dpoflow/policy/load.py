@@ -2,7 +2,7 @@
 
 Reads   `package://PYTHON_PACKAGE/FILE.gguf`, a local folder, or `hf://ORG/NAME@REVISION`
 Gives   `materialise` (a folder: safetensors, config, tokenizer, chat template), `load`,
-        `load_reward_model`, `quiet`
+        `check_reward_model`, `load_reward_model`, `quiet`
 Not     hashing that folder (contracts/manifest.py), choosing the type of matrix products (dtype.py)
 
 No code that comes with a model is ever run, and no pickle is ever opened.
@@ -274,19 +274,32 @@ def load(
     return model, tokenizer
 
 
-def load_reward_model(folder: Path, uri: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A classifier with one label, bfloat16 on a GPU, as they are published, and its tokenizer."""
+def check_reward_model(folder: Path, uri: str) -> None:
+    """Whether a model directory is a classifier with one label: known without its weights."""
     quiet()
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise DataRejected(
+            f"model {uri} has no config that transformers knows without running the model's own "
+            f"code ({str(error)[:200]}); name another reward model"
+        ) from None
     kinds = config.architectures or ["a model"]
     if not kinds[0].endswith("ForSequenceClassification") or config.num_labels != 1:
         raise DataRejected(
             f"model {uri} is {kinds[0]} with {config.num_labels} labels; a reward model is a "
             "…ForSequenceClassification with one"
         )
+
+
+def load_reward_model(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A classifier with one label, bfloat16 on a GPU, as they are published, and its tokenizer."""
+    quiet()
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     model, tokenizer = _from_pretrained(AutoModelForSequenceClassification, folder, dtype)

@@ -43,12 +43,16 @@ def pin_judges(uris: Iterable[str], store: Store) -> Path:
 
 def _pin(kind: str, places: dict[str, Path], store: Store) -> Path:
     """A folder with the model of each URI at its place."""
-    name = ", ".join(places)
+    uris = ", ".join(places)
+    name = uris if kind == "model" else f"{kind}: {uris}"  # the same model is another folder
     facts = _all_hold(places)
     if facts is not None and (known := content.remembered(store.root, name, facts)) is not None:
-        store.say(f"{kind} {name} is unchanged since it was last pinned")
+        store.say(f"{kind} {uris} is unchanged since it was last pinned")
         return known
-    from dpoflow.policy.load import materialise  # torch: not before it is needed
+    from dpoflow.policy.load import (
+        check_reward_model,
+        materialise,
+    )  # torch: not before it is needed
 
     draft = store.work / kind
     shutil.rmtree(draft, ignore_errors=True)
@@ -57,6 +61,8 @@ def _pin(kind: str, places: dict[str, Path], store: Store) -> Path:
         (draft / place).parent.mkdir(parents=True, exist_ok=True)
         with _fetched(uri, store.work) as where:
             materialise(where, draft / place, say=store.say)
+        if kind == "judges":  # hours before it is loaded
+            check_reward_model(draft / place, uri)
     config = {"uri": ", ".join(Path(uri).name for uri in places)}
     sealed = manifest.seal(draft, f"snapshot.{kind}", parents={}, config=config, code=code_digest())
     folder = content.keep(draft, store.root, say=store.say)

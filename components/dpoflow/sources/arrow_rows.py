@@ -13,6 +13,8 @@ from dpoflow.sources.json_rows import Raw
 from dpoflow.sources.parquet_rows import BATCH
 
 _FILE = b"ARROW1"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""How a whole stream ends; Arrow itself reads on without."""
 
 
 def read(path: Path, name: str) -> Iterator[tuple[int, Raw]]:
@@ -28,7 +30,15 @@ def read(path: Path, name: str) -> Iterator[tuple[int, Raw]]:
                 file = pa.ipc.open_file(stream)
                 batches = (file.get_batch(at) for at in range(file.num_record_batches))
             else:
-                batches = iter(pa.ipc.open_stream(stream))
+                stream.seek(max(0, stream.size() - len(_END)))
+                if stream.read(len(_END)) != _END:
+                    raise ValueError("its end is missing")  # noqa: TRY301  # told with the others
+                stream.seek(0)
+                file = pa.ipc.open_stream(stream)
+                batches = iter(file)
+            columns = file.schema.names
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"two columns of one name: {', '.join(columns)}")  # noqa: TRY301
             for batch in batches:
                 for start in range(0, batch.num_rows, BATCH):
                     for row in batch.slice(start, BATCH).to_pylist():

@@ -23,7 +23,7 @@ def read(path: Path, name: str, *, limit: int, most: int) -> Iterator[tuple[int,
     csv.field_size_limit(limit)
     with opened(path, name, most=most) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        rows, number = csv.reader(text, strict=True), 0
+        rows, number = csv.reader(_lines(text, name, limit), strict=True), 0
         try:
             header = _header(next(rows, []), name)
             for number, values in enumerate(rows, start=1):
@@ -43,6 +43,19 @@ def read(path: Path, name: str, *, limit: int, most: int) -> Iterator[tuple[int,
             raise DataRejected(
                 f"{name} is not UTF-8 after row {number} ({error.reason}); save it as UTF-8"
             ) from None
+
+
+def _lines(text: io.TextIOWrapper, name: str, limit: int) -> Iterator[str]:
+    """Lines, none of them longer than a row may be: the reader would hold it whole."""
+    number = 0
+    while line := text.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise DataRejected(
+                f"{name}, line {number} is longer than data.max_line_mb ({limit / 2**20:.4g}); if "
+                "that is no damage, raise data.max_line_mb"
+            )
+        yield line
 
 
 def _header(names: list[str], name: str) -> list[str]:

@@ -10,9 +10,9 @@ object, or that repeats a key, comes back as a `Quarantine` for the caller to co
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -28,8 +28,8 @@ SUFFIXES = (
     ".parquet",
     ".arrow",
 )
-_OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""What `datasets` writes beside the data when it saves to disk."""
+_STATE = "state.json"
+"""Beside .arrow files, it says that `datasets` saved them to disk."""
 KNOWN = "a file or folder of " + ", ".join(SUFFIXES)
 
 
@@ -109,6 +109,23 @@ def suffix_of(name: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def data_names(names: Iterable[str]) -> set[str]:
+    """Those of a folder's files that are data by their names; notes and caches are not."""
+    every = [PurePosixPath(name) for name in names]
+    tables = {path.parent for path in every if path.suffix.lower() == ".arrow"}
+    saved = tables & {path.parent for path in every if path.name == _STATE}
+    above = {folder.parent for folder in saved}
+
+    def is_data(path: PurePosixPath) -> bool:
+        if path.name.startswith(".") or suffix_of(path.name) is None:
+            return False
+        if path.parent in saved:  # what `map` and `filter` leave there is somebody's next step
+            return path.suffix.lower() == ".arrow" and not path.name.startswith("cache-")
+        return not (path.name == "dataset_dict.json" and path.parent in above)
+
+    return {path.as_posix() for path in every if is_data(path)}
+
+
 def local_path(uri: str) -> Path:
     """The path that a URI names on this machine."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
@@ -124,15 +141,14 @@ def local_path(uri: str) -> Path:
 
 
 def _in_folder(root: Path, uri: str) -> Found:
-    files, ignored = [], []
-    for folder, _, names in os.walk(root, onerror=_raise_unreadable):
-        for path in (Path(folder) / name for name in names):
-            name = path.relative_to(root).as_posix()
-            beside = path.name in _OF_DATASETS
-            if suffix_of(name) and not path.name.startswith(".") and not beside:
-                files.append(DataFile(path, name))
-            else:
-                ignored.append(name)
+    found = {
+        (Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name
+        for folder, _, names in os.walk(root, onerror=_raise_unreadable)
+        for name in names
+    }
+    data = data_names(found)
+    files = [DataFile(path, name) for name, path in found.items() if name in data]
+    ignored = [name for name in found if name not in data]
     if not files:
         held = f"holds none of its {len(ignored)} files in" if ignored else "is empty; we read"
         raise DataRejected(f"{uri} {held} {', '.join(SUFFIXES)}; name a folder that has data")

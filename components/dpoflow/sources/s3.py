@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
-from dpoflow.sources.files import SUFFIXES, suffix_of
+from dpoflow.sources.files import SUFFIXES, data_names, suffix_of
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -84,7 +84,7 @@ class Store:
     def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
         import boto3  # 0.3 s, and only who has data there needs it
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, PartialCredentialsError
 
         plain: dict[str, Any] = {
             "connect_timeout": 10,
@@ -100,8 +100,17 @@ class Store:
                 # Only Amazon answers at BUCKET.HOST without further ado.
                 path = {"addressing_style": "path"}
                 client = session.client("s3", config=Config(**plain, s3=path))
-        except (BotoCoreError, ValueError) as error:
-            raise ConfigError(f"boto3 cannot be set up: {error}") from None
+        except PartialCredentialsError:
+            raise ConfigError(
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together, and one of them is "
+                "missing; set both"
+            ) from None
+        except ValueError:  # which would repeat the URL, and what stands in it
+            raise ConfigError(
+                "AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is no URL; set it to http://HOST:PORT"
+            ) from None
+        except BotoCoreError as error:
+            raise ConfigError(f"boto3 cannot be set up ({type(error).__name__})") from None
         self._client, self._host, self._patience_s = client, host, patience_s
 
     def objects(self, uri: str) -> Listed:
@@ -111,8 +120,9 @@ class Store:
             if key and not key.endswith("/") and (one := self._one(bucket, key)) is not None:
                 return Listed([_checked(one)], [])
             found = list(self._below(bucket, f"{key.rstrip('/')}/" if key else ""))
-        data = [each for each in found if suffix_of(each.name) and not _hidden(each.name)]
-        ignored = [each.name for each in found if each not in data]
+        names = data_names(each.name for each in found)
+        data = [each for each in found if each.name in names]
+        ignored = [each.name for each in found if each.name not in names]
         if not data:
             what = (
                 f"holds none of its {len(ignored)} objects in"
@@ -155,20 +165,23 @@ class Store:
         """
         heard = time.monotonic()
         have = target.stat().st_size if target.exists() else 0
-        while have < wanted.num_bytes:
+        same: dict[str, str] = {
+            "Bucket": wanted.bucket,
+            "Key": wanted.key,
+            "IfMatch": f'"{wanted.etag}"',
+        }
+        found: dict[str, Any] | None = None
+        while found is None:
             try:
                 with self._explained(wanted.uri, busy_is=_Away):
-                    reply = self._client.get_object(
-                        Bucket=wanted.bucket,
-                        Key=wanted.key,
-                        IfMatch=f'"{wanted.etag}"',
-                        Range=f"bytes={have}-",
-                    )
-                    with target.open("ab") as out:
-                        for chunk in reply["Body"].iter_chunks(CHUNK):
-                            have += out.write(chunk)
-                            heard = time.monotonic()
-                            progress(have)
+                    while have < wanted.num_bytes:
+                        reply = self._client.get_object(**same, Range=f"bytes={have}-")
+                        with target.open("ab") as out:
+                            for chunk in reply["Body"].iter_chunks(CHUNK):
+                                have += out.write(chunk)
+                                heard = time.monotonic()
+                                progress(have)
+                    found = self._client.head_object(**same)
             except _Away as away:
                 have = target.stat().st_size if target.exists() else 0
                 if time.monotonic() - heard > self._patience_s:
@@ -177,10 +190,6 @@ class Store:
                         "command again when the store is back"
                     ) from None
                 time.sleep(1)
-        with self._explained(wanted.uri):
-            found = self._client.head_object(
-                Bucket=wanted.bucket, Key=wanted.key, IfMatch=f'"{wanted.etag}"'
-            )
         # Encrypted with a key of its own, an object's ETag is no MD5 and looks like one.
         of_bytes = "aws:kms" not in found.get("ServerSideEncryption", "")
         if have != wanted.num_bytes or (of_bytes and not _is_its_md5(target, wanted.etag)):
@@ -195,7 +204,14 @@ class Store:
     @contextlib.contextmanager
     def _explained(self, uri: str, busy_is: type[Exception] = ServiceUnavailable) -> Iterator[None]:
         """What boto3 raises, in our words. No message holds a key or a signature."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            CredentialRetrievalError,
+            NoCredentialsError,
+            SSOError,
+            TokenRetrievalError,
+        )
         from urllib3.exceptions import HTTPError
 
         try:
@@ -204,6 +220,15 @@ class Store:
             raise ConfigError(
                 f"{uri}: no credentials are where boto3 looks for them; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from None
+        except (
+            CredentialRetrievalError,
+            SSOError,
+            TokenRetrievalError,
+        ) as error:
+            raise ConfigError(
+                f"{uri}: boto3 could not get credentials ({type(error).__name__}); log in again, "
+                "or mend the profile"
             ) from None
         except ClientError as error:
             raise self._of_reply(error, uri, busy_is) from None
@@ -240,12 +265,11 @@ class _Away(Exception):
 def _parts(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
-        raise ConfigError(f"data.sources[].uri {uri[:200]!r} is not s3://BUCKET/KEY")
+        raise ConfigError(
+            "data.sources[].uri is not s3://BUCKET/KEY; credentials stand in the environment, "
+            "never in it"
+        )
     return bucket, key
-
-
-def _hidden(name: str) -> bool:
-    return PurePosixPath(name).name.startswith(".")
 
 
 def _checked(each: S3Object) -> S3Object:

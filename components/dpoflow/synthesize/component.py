@@ -21,14 +21,17 @@ def synthesize(
 
     task = begin("synthesize")
 
+    from dpoflow.contracts.judges import rewards_in
     from dpoflow.contracts.results import SynthesizeResult
     from dpoflow.contracts.spec import SynthesizeConfig
     from dpoflow.synthesize.step import run
 
-    judges = {"judges": judges_uri} if judges_uri else {}
+    knobs = SynthesizeConfig.model_validate_json(config)
+    # Another judge's model changes nothing here.
+    judges = {"judges": judges_uri} if judges_uri and any(rewards_in(knobs.judge)) else {}
     done = task.execute(
         run,
-        SynthesizeConfig.model_validate_json(config),
+        knobs,
         root=state_root,
         inputs={"prompts": prompts.path, "model": model_uri} | judges,
         outputs={"pairs": pairs.path},

@@ -99,8 +99,8 @@ async def _run(
     assert config.judge is not None  # the spec refuses this
     writers = list(_models(config, model))
     async with session(config.judge, state, config.budget, half="judge", writers=writers) as at:
-        groups = await write_candidates(config, asked, model, at, state)
         judge = await build(config.judge, at, models=judges)
+        groups = await write_candidates(config, asked, model, at, state)
         judged = await _judge(config, asked, groups, judge, state)
         cost = {name: Cost(**spent._asdict()) for name, spent in at.spent().items()}
         stopped_by = at.stopped_by

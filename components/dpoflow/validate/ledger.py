@@ -276,13 +276,14 @@ class Ledger:
         query = "SELECT row FROM rows WHERE code = ? ORDER BY seq LIMIT 1"
         return excerpt.plain(str(self._db.execute(query, (code,)).fetchone()[0]))
 
-    def by_source(self) -> dict[str, dict[str, int]]:
-        """Dataset to reason code to rows; `kept` for the rows that are."""
+    def by_source(self, kind: Kind | None = None) -> dict[str, dict[str, int]]:
+        """Dataset to reason code to rows, `kept` for the rows that are; of one kind, or of all."""
         told: dict[str, dict[str, int]] = {}
         query = (
-            "SELECT dataset, coalesce(code, 'kept'), count(*) FROM rows GROUP BY 1, 2 ORDER BY 1, 2"
+            "SELECT dataset, coalesce(code, 'kept'), count(*) FROM rows WHERE ? IS NULL OR kind = ?"
+            " GROUP BY 1, 2 ORDER BY 1, 2"
         )
-        for dataset, code, count in self._db.execute(query):
+        for dataset, code, count in self._db.execute(query, (kind, kind)):
             told.setdefault(dataset, {})[code] = count
         return told
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpoflow.contracts.results import Counts
 from dpoflow.sources.reasons import REASONS
-from dpoflow.validate.ledger import Ledger, Refused
+from dpoflow.validate.ledger import Kind, Ledger, Refused
 from dpoflow.validate.page import data_page
 
 REPORT = "report.json"
@@ -22,8 +22,18 @@ _EXAMPLES = 3
 _PAIRS = 8
 
 
-def write(folder: Path, ledger: Ledger, counts: Counts, *, facts: dict[str, Any]) -> None:
-    """All three. Every row that came in and is not kept has a line in the list."""
+def write(
+    folder: Path,
+    ledger: Ledger,
+    counts: Counts,
+    *,
+    facts: dict[str, Any],
+    kind: Kind | None = None,
+) -> None:
+    """All three, about the rows that `counts` are of.
+
+    Every row that came in and is not kept has a line in the list.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / QUARANTINE).open("w", encoding="utf-8") as out:
         for refused in ledger.quarantined():
@@ -32,7 +42,7 @@ def write(folder: Path, ledger: Ledger, counts: Counts, *, facts: dict[str, Any]
         "schema_version": 1,
         "counts": counts.model_dump(mode="json"),
         "reasons": {code: text for code, text in REASONS.items() if code in counts.quarantined},
-        "by_source": ledger.by_source(),
+        "by_source": ledger.by_source(kind),
         "by_slice": ledger.by_slice(),
         "lengths": ledger.length_histogram(),
         **facts,

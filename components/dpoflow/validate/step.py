@@ -7,7 +7,7 @@ Not     formats (sources/), making pairs (synthesize/), training
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import (
@@ -119,6 +119,7 @@ def merge(
             num_prompts=ledger.num_prompts("train"),
             num_heldout_prompts=num_asked,
             pairs_digest=ledger.digest("train"),
+            kind="pair",
         )
 
 
@@ -198,13 +199,14 @@ def _refuse_too_few(
     num_pairs = ledger.num_kept("pair", "train")
     if num_pairs >= config.min_pairs:
         return
-    reports.write(report, ledger, counts, facts=facts)
+    reports.write(report, ledger, counts, facts=facts, kind="pair")
     unused = reports.reasons(ledger, counts)
     raise DataRejected(
         f"{num_pairs} training pairs are fewer than data.min_pairs ({config.min_pairs}): "
         f"{counts.num_in} pairs came in, {counts.num_kept} were kept, "
         f"{ledger.num_kept('pair', 'heldout')} of them held out{'; not used: ' if unused else ''}"
-        f"{unused}; add data, switch synthesize on, or lower data.min_pairs"
+        f"{unused}; add data, let synthesize make more (its log says what became of its "
+        "prompts), or lower data.min_pairs"
     )
 
 
@@ -227,6 +229,7 @@ def _conclude(
     num_prompts: int,
     num_heldout_prompts: int,
     pairs_digest: str,
+    kind: Literal["pair"] | None = None,
 ) -> ValidateResult:
     """Write the report, refuse where an expectation broke, and say what there is."""
     reports.write(
@@ -234,6 +237,7 @@ def _conclude(
         ledger,
         counts,
         facts={**facts, "pairs_digest": pairs_digest, "expectations": watched.held},
+        kind=kind,
     )
     for name, ids in watched.broken_by.items():
         raise DataRejected(f"{name} does not hold for rows {', '.join(ids[:5]) or '(all)'}")

@@ -1,7 +1,8 @@
 """Reading turns out of foreign rows, refusing by reason code what would have to be guessed.
 
 Reads   a row's fields: strings, or lists of messages
-Gives   `text`, `number`, `message`, `messages`, `conversation`, `final_answers`, `pair`, `scored`
+Gives   `text`, `number`, `one_of`, `message`, `messages`, `conversation`, `final_answers`, `pair`,
+        `scored`
 Not     blank, identical or long texts: see validate/checks.py
 """
 
@@ -183,6 +184,16 @@ def _only_text(parts: list[object], where: str) -> str:
     if len(parts) != 1 or not isinstance(parts[0], Mapping) or parts[0].get("type") != "text":
         raise Quarantine("unsupported_content", f"{where} has {len(parts)} parts, not one text")
     return text(field(parts[0], "text" if "text" in parts[0] else "value"), where)
+
+
+def one_of(value: object, allowed: tuple[int, ...], where: str) -> int:
+    """One of some whole numbers, also as tables write them: 1.0 or "1"."""
+    found = value.strip() if isinstance(value, str) else value
+    for each in allowed:
+        if not isinstance(found, bool) and found in (each, str(each)):
+            return each
+    names = " or ".join(map(str, allowed))
+    raise Quarantine("wrong_type", f"{where} is {_kind(value)}, and takes {names}")
 
 
 def number(value: object, where: str) -> float:

@@ -7,8 +7,10 @@
 their difference is the margin, and a label that they contradict is refused.
 """
 
+from math import isfinite
+
 from dpoflow.contracts.pairs import Message, PreferencePair, Source
-from dpoflow.sources.formats.messages import Format, Row, field, number, pair, text
+from dpoflow.sources.formats.messages import Format, Row, field, number, one_of, pair, text
 from dpoflow.sources.reasons import Quarantine
 
 _ANSWERS = ("human_ref_A", "human_ref_B")
@@ -23,16 +25,14 @@ def fits(row: Row) -> bool:
 
 def convert(row: Row, origin: Source) -> PreferencePair:
     """The row as a pair, with its margin in upvotes."""
-    label = field(row, "labels")
-    if label not in (0, 1) or isinstance(label, bool):
-        raise Quarantine("wrong_type", f"labels is {label!r:.40}, not 0 or 1")
+    label = one_of(field(row, "labels"), (0, 1), "labels")
     chosen, rejected = ("A", "B") if label == 1 else ("B", "A")
     scores = {each: row.get(f"score_{each}") for each in "AB"}
     margin = None
     if None not in scores.values():
         found = {each: number(value, f"score_{each}") for each, value in scores.items()}
         margin = found[chosen] - found[rejected]
-        if margin < 0:
+        if margin < 0 or not isfinite(margin):
             told = f"labels says {chosen}, scores {found['A']:g} and {found['B']:g}"
             raise Quarantine("scores_contradict", told)
     return pair(

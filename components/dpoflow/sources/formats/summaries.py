@@ -4,15 +4,15 @@
      "summaries": [{"text": "…"}, {"text": "…"}], "choice": 0, "worker": "…",
      "extra": {"confidence": 7}}
 
-openai/summarize_from_feedback, `comparisons`. The prompt is the paper's own: subreddit, title and
-post, or the article, and `TL;DR:`. `choice` is the place of the preferred summary; the
+openai/summarize_from_feedback, `comparisons`. The prompt is laid out as the paper's: subreddit,
+title and post, or the article, and `TL;DR:`. `choice` is the place of the preferred summary; the
 worker's vote is kept, with the confidence (1 to 9) as its score.
 """
 
 from collections.abc import Mapping
 
 from dpoflow.contracts.pairs import Message, PreferencePair, Source, Vote
-from dpoflow.sources.formats.messages import Format, Row, field, number, pair, text
+from dpoflow.sources.formats.messages import Format, Row, field, number, one_of, pair, text
 from dpoflow.sources.reasons import Quarantine
 
 
@@ -25,9 +25,7 @@ def fits(row: Row) -> bool:
 
 def convert(row: Row, origin: Source) -> PreferencePair:
     """The row as a pair with one vote."""
-    choice = field(row, "choice")
-    if choice not in (0, 1) or isinstance(choice, bool):
-        raise Quarantine("wrong_type", f"choice is {choice!r:.40}, not 0 or 1")
+    choice = one_of(field(row, "choice"), (0, 1), "choice")
     texts = []
     for at, each in enumerate(_two(field(row, "summaries"))):
         if not isinstance(each, Mapping):
@@ -55,7 +53,7 @@ def _prompt(info: object) -> str:
     if not isinstance(info, Mapping):
         raise Quarantine("wrong_type", "info is no object")
     if info.get("article") is not None:
-        return f"Article: {text(info['article'], 'info.article')}\n\nTL;DR:"
+        return f"Article:\n{text(info['article'], 'info.article')}\n\nTL;DR:"
     parts = {
         each: text(field(info, each), f"info.{each}") for each in ("subreddit", "title", "post")
     }

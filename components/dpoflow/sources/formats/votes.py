@@ -4,13 +4,13 @@
      "annotator1": 2, "annotator2": 2, "annotator3": 0}
 
 WeOpenML/PandaLM, data/testset-v1.json. Up to nine annotators; 1 and 2 name an answer, 0 is a
-tie. More than half of all votes decide: for an answer the pair is preferred, for a tie it is a tie,
-and where no side has them it is inconsistent; the last two are kept for audit. The margin is the
-share of votes for the chosen answer minus that of votes against it.
+tie, nothing is no vote. More than half of all votes decide: for an answer the pair is preferred,
+for a tie it is a tie, and where no side has them it is inconsistent; the last two are kept for
+audit. The margin is the share of votes for the chosen answer minus that of votes against it.
 """
 
 from dpoflow.contracts.pairs import Label, Message, PreferencePair, Source, Vote
-from dpoflow.sources.formats.messages import Format, Row, field, pair, text
+from dpoflow.sources.formats.messages import Format, Row, field, one_of, pair, text
 from dpoflow.sources.reasons import Quarantine
 
 _ANNOTATORS = tuple(f"annotator{number}" for number in range(1, 10))
@@ -25,7 +25,11 @@ def fits(row: Row) -> bool:
 
 def convert(row: Row, origin: Source) -> PreferencePair:
     """The row as a pair with every vote; the answer that most votes name is the chosen one."""
-    votes = {name: _vote(row[name], name) for name in _ANNOTATORS if row.get(name) is not None}
+    votes = {
+        name: one_of(row[name], (0, 1, 2), name)
+        for name in _ANNOTATORS
+        if row.get(name) not in (None, "")
+    }
     if not votes:
         raise Quarantine("missing_field", "annotator1")
     said = list(votes.values())
@@ -61,12 +65,6 @@ def convert(row: Row, origin: Source) -> PreferencePair:
         ),
         slice_field="motivation_app",
     )
-
-
-def _vote(given: object, where: str) -> int:
-    if isinstance(given, bool) or str(given) not in ("0", "1", "2"):
-        raise Quarantine("wrong_type", f"{where} is {given!r:.40}, not 0, 1 or 2")
-    return int(str(given))
 
 
 FORMAT = Format(
