@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize gpu-check clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -50,6 +50,9 @@ gpu-check: setup ## Parity and the same bench on a GPU; build/bench/train-gpu.js
 
 bench-synthesize: setup ## Judging, its memory, sampling; build/bench/synthesize.json
 	$(PYTHON) -m tests.bench.bench_synthesize $(ARGS)
+
+bench-data: setup ## Time and memory of validate on a million pairs; build/bench/data.json
+	$(PYTHON) -m tests.bench.bench_data $(ARGS)
 
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \

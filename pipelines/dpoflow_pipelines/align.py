@@ -36,6 +36,8 @@ def _data(
             state_root=state_root,
             data_uri=pinned.outputs["data_uri"],
             data_digest=pinned.outputs["data_digest"],
+            model_uri=pinned.outputs["init_uri"],
+            model_digest=pinned.outputs["init_digest"],
         )
     )
     made = place(

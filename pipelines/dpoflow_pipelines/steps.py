@@ -45,6 +45,7 @@ STEPS = {
         results.ValidateResult,
         ("data",),
         ("pairs", "prompts", "report"),
+        optional=("model",),
     ),
     "synthesize": Step(
         "dpoflow.synthesize.step:run",

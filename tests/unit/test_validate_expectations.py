@@ -2,12 +2,12 @@
 
 import os
 import socket
-from typing import Any
 
 import pytest
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Source
-from dpoflow.validate.expectations import Observer
+from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Quality, Source, json_table
+from dpoflow.validate.expectations import Bounds, Observer, broken_limits, suite_of
+from dpoflow.validate.limits import Limit
 
 
 def pair(prompt: str, chosen: str = "good", rejected: str = "bad") -> PreferencePair:
@@ -19,9 +19,11 @@ def pair(prompt: str, chosen: str = "good", rejected: str = "bad") -> Preference
     )
 
 
-def observed(pairs: list[PreferencePair], **knobs: Any) -> Observer:
-    observer = Observer("pairs", **{"max_chars": 100, **knobs})
-    assert list(observer.watch(iter(pairs))) == pairs
+def observed(pairs: list[PreferencePair], chunk: int = 100, **bounds: int) -> Observer:
+    observer = Observer("pairs", suite_of("pairs", Bounds(**{"max_chars": 100, **bounds})))
+    for at in range(0, len(pairs), chunk):
+        some = [each.model_dump_json() for each in pairs[at : at + chunk]]
+        observer.look(json_table(some, PreferencePair))
     return observer
 
 
@@ -57,13 +59,52 @@ def test_lengths_have_bounds(bad: PreferencePair, column: str) -> None:
     assert name.endswith(f"({column})")
 
 
+def test_tokens_have_bounds_where_the_spec_has_them() -> None:
+    long = pair("q").model_copy(
+        update={"quality": Quality(chosen_chars=4, rejected_chars=3, chosen_tokens=9)}
+    )
+
+    assert observed([pair("a"), long]).broken_by == {}
+    assert observed([pair("a"), long], max_answer_tokens=8).broken_by == {
+        "expect_column_values_to_be_between(chosen_tokens)": [long.pair_id]
+    }
+
+
+def test_a_conversation_is_as_long_as_all_its_turns() -> None:
+    said = ["x" * 40, "y" * 40, "z" * 30]
+    turns = tuple(
+        Message(role=role, content=text)
+        for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    )
+    long = PreferencePair.model_validate({**pair("q").model_dump(), "prompt": turns, "pair_id": ""})
+
+    assert observed([pair("a"), long, pair("b")]).broken_by == {
+        "expect_column_values_to_be_between(prompt_chars)": [long.pair_id]
+    }
+
+
+def test_a_limit_without_anything_to_measure_does_not_hold() -> None:
+    limits = [
+        Limit("fine", "data.fine", 0.5, "half", low=0.5, high=0.5),
+        Limit("unseen", "data.unseen", None, "nothing", low=0),
+        Limit("low", "data.low", 0.2, "little", low=0.3),
+    ]
+
+    held, broken = broken_limits(limits)
+
+    assert [each.name for each in broken] == ["unseen", "low"]
+    assert held["expect_column_values_to_be_between(fine)"]
+
+
 def test_prompts_have_a_suite_of_their_own() -> None:
     prompt = Prompt(
         prompt=(Message(role="user", content="q"),), source=Source(dataset="d", row="1")
     )
-    observer = Observer("prompts", max_chars=100)
+    observer = Observer("prompts", suite_of("prompts", Bounds(max_chars=100)))
 
-    assert list(observer.watch(iter([prompt]))) == [prompt]
+    observer.look(json_table([prompt.model_dump_json()], Prompt))
+
+    assert len(observer.held) == 6
     assert all(observer.held.values())
 
 

@@ -2,10 +2,8 @@
 
 import hashlib
 import html
-import json
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.workshop import Row, Seen, Workshop, row, rows
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import (
     Label,
     Message,
     PreferencePair,
-    Prompt,
     Provenance,
     Source,
     Writer,
-    read_parquet,
-    write_parquet,
 )
-from dpoflow.contracts.results import ValidateResult
-from dpoflow.contracts.spec import SnapshotConfig, SourceConfig, ValidateConfig
-from dpoflow.snapshot import data as snapshot_data
-from dpoflow.state.step import StepState
-from dpoflow.validate import step
-
-Row = dict[str, Any]
-
-
-def row(prompt: str, chosen: str = "good", rejected: str = "bad", **more: Any) -> Row:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
-
-
-def rows(count: int) -> list[Row]:
-    return [row(f"question {number}", f"good {number}") for number in range(count)]
-
-
-@dataclass
-class Seen:
-    """What one run of the step left."""
-
-    result: ValidateResult
-    pairs: list[PreferencePair]
-    prompts: list[Prompt]
-    quarantine: list[Row]
-    report: Row
-
-    @property
-    def codes(self) -> dict[str, str]:
-        """Row id to reason."""
-        return {line["row"]: line["reason"] for line in self.quarantine}
-
-
-class Workshop:
-    """A folder in which the step can be run on rows that a test writes down."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "root" / "state" / "key" / "work").mkdir(parents=True)
-        self.state = StepState(path / "root" / "state" / "key", "validate")
-
-    def folder(self, name: str) -> Path:
-        (self.path / name).mkdir(exist_ok=True)
-        return self.path / name
-
-    def write(self, files: dict[str, list[Any]]) -> None:
-        """Write rows as JSON lines and pin them; files whose name begins with `old` are replay."""
-        sources = []
-        for name, lines in files.items():
-            path = self.folder("in") / name
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            sources.append(SourceConfig(uri=str(path)))
-        snapshot_data.pin(self.find(*sources), self.folder("data"), self.state.events)
-
-    def find(self, *sources: SourceConfig) -> list[snapshot_data.Located]:
-        old = tuple(each for each in sources if Path(each.uri).name.startswith("old"))
-        new = tuple(each for each in sources if each not in old)
-        config = SnapshotConfig(sources=new, replay=old, model="")
-        return snapshot_data.find(config, self.state.root, self.state.events)
-
-    def run(self, files: dict[str, list[Any]] | list[Any], **knobs: Any) -> Seen:
-        self.write(files if isinstance(files, dict) else {"x.jsonl": files})
-        return self.run_pinned(**knobs)
-
-    def run_pinned(self, **knobs: Any) -> Seen:
-        """On what `write` left."""
-        names = ("data", "pairs", "prompts", "report")
-        folders = {name: self.folder(name) for name in names}
-        result = step.run(ValidateConfig(**knobs), **folders, state=self.state)
-        return Seen(result, *self._read("pairs/pairs", "prompts/prompts", "report"))
-
-    def merge(self, synthetic: list[PreferencePair], **knobs: Any) -> Seen:
-        """After `run`."""
-        path = self.folder("synthetic") / "pairs.parquet"
-        write_parquet(synthetic, PreferencePair, path)
-        names = ("pairs", "prompts", "synthetic", "training", "heldout")
-        result = step.merge(
-            ValidateConfig(**{"min_pairs": 1, **knobs}),
-            **{name: self.folder(name) for name in names},
-            report=self.folder("report2"),
-            state=self.state,
-        )
-        return Seen(result, *self._read("training/train", "heldout/prompts", "report2"))
-
-    def heldout_pairs(self) -> list[PreferencePair]:
-        return list(read_parquet(self.path / "heldout" / "pairs.parquet", PreferencePair))
-
-    def _read(self, pairs: str, prompts: str, report: str) -> tuple[Any, ...]:
-        lines = (self.path / report / "quarantine.jsonl").read_text().splitlines()
-        return (
-            list(read_parquet(self.path / f"{pairs}.parquet", PreferencePair)),
-            list(read_parquet(self.path / f"{prompts}.parquet", Prompt)),
-            [json.loads(line) for line in lines],
-            json.loads((self.path / report / "report.json").read_text()),
-        )
+from dpoflow.contracts.spec import SourceConfig
 
 
 @pytest.fixture
@@ -132,6 +34,11 @@ def drawn(some_id: str, seed: int) -> float:
     """The split as the README words it, with hashlib alone."""
     digest = hashlib.sha256(f"{seed}:{some_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def root(text: str) -> str:
+    """How a conversation begins, as the README words it."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- every row is accounted for
@@ -318,7 +225,7 @@ def test_the_split_is_the_published_hash(workshop: Workshop) -> None:
     seen = workshop.run(rows(50), seed=3, heldout_fraction=0.3)
 
     for pair in seen.pairs:
-        expected = "heldout" if drawn(pair.prompt_id, seed=3) < 0.3 else "train"
+        expected = "heldout" if drawn(root(pair.prompt[0].content), seed=3) < 0.3 else "train"
         assert pair.split == expected
     assert {pair.split for pair in seen.pairs} == {"train", "heldout"}
 
@@ -426,7 +333,7 @@ def test_every_heldout_prompt_is_asked_once(workshop: Workshop) -> None:
 
     seen = workshop.merge([])
 
-    expected = {text for text in asked if drawn(prompt_id(text), seed=0) < 0.2}
+    expected = {text for text in asked if drawn(root(text), seed=0) < 0.2}
     assert expected == set(sides(human)["heldout"])
     assert sorted(prompt.prompt[0].content for prompt in seen.prompts) == sorted(expected)
     assert all(prompt.split == "heldout" for prompt in seen.prompts)
@@ -436,11 +343,6 @@ def test_every_heldout_prompt_is_asked_once(workshop: Workshop) -> None:
         asked[:30]
     )
     assert seen.result.num_heldout_prompts == len(expected)
-
-
-def prompt_id(text: str) -> str:
-    plain = json.dumps([{"content": text, "role": "user"}], separators=(",", ":"))
-    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -458,7 +360,7 @@ def test_a_training_pair_that_asks_what_is_held_out_is_caught(
     assert [pair.prompt[0].content for pair in seen.pairs] == ["harmless"]
 
 
-def test_a_human_pair_that_asks_nearly_what_is_held_out_is_caught(workshop: Workshop) -> None:
+def test_pairs_that_ask_the_same_in_capitals_are_on_one_side(workshop: Workshop) -> None:
     texts = [f"question {number}" for number in range(40)]
     human = workshop.run([row(text) for text in [*texts, *map(str.upper, texts)]])
     secret = {text.lower() for text in sides(human)["heldout"]}
@@ -468,8 +370,7 @@ def test_a_human_pair_that_asks_nearly_what_is_held_out_is_caught(workshop: Work
     trained = {pair.prompt[0].content.lower() for pair in seen.pairs}
     assert secret
     assert trained.isdisjoint(secret)
-    assert set(seen.codes.values()) == {"leakage"}
-    assert len(seen.pairs) + len(workshop.heldout_pairs()) + len(seen.quarantine) == 80
+    assert len(seen.pairs) + len(workshop.heldout_pairs()) == 80
 
 
 def test_what_the_judge_left_open_is_not_trained_on(workshop: Workshop) -> None:
@@ -542,17 +443,19 @@ def test_too_few_training_pairs_stop_the_run_with_all_its_counts(workshop: Works
 def test_length_bias_is_what_a_calculator_says(workshop: Workshop) -> None:
     human = workshop.run([row(f"q{n}", "aaaa", "bb") for n in range(10)])
     num_human = len(sides(human)["train"])
+    made_up = [made("n", "aa", "bbbb"), made("m", "aaa", "bbb"), made("l", "aaaa", "b")]
 
-    bias = workshop.merge([made("n", "aa", "bbbb"), made("m", "aaa", "bbb")]).report["length_bias"]
+    bias = workshop.merge(made_up).report["length_bias"]
 
-    num = num_human + 2
-    assert bias["human"] == {
-        "num_pairs": num_human,
-        "chosen_longer_share": 1.0,
-        "mean_length_ratio": 2.0,
-    }
-    assert bias["synthetic"]["mean_length_ratio"] == pytest.approx((0.5 + 1) / 2)
-    assert bias["all"]["chosen_longer_share"] == pytest.approx(num_human / num)
+    # Clopper and Pearson's interval for n of n begins at the n-th root of 2.5%.
+    assert bias["human"]["chosen_longer"] == 1.0 == bias["human"]["high"]
+    assert bias["human"]["low"] == pytest.approx(0.025 ** (1 / num_human))
+    assert bias["human"]["n"] == num_human
+    assert bias["human"]["length_ratio"] == pytest.approx(2)
+    # The pair of equal lengths is on neither side; 1/2 and 4 have the middle sqrt(2).
+    assert bias["synthetic"]["n"] == 2
+    assert bias["synthetic"]["length_ratio"] == pytest.approx(2**0.5)
+    assert bias["all"]["chosen_longer"] == pytest.approx((num_human + 1) / (num_human + 2))
 
 
 def test_coverage_is_counted_by_slice_and_side(workshop: Workshop) -> None:
@@ -561,9 +464,7 @@ def test_coverage_is_counted_by_slice_and_side(workshop: Workshop) -> None:
 
     seen = workshop.merge([made("x", slice="a"), made("y", slice="a"), made("z", slice="b")])
 
-    expected = Counter(
-        line["slice"] for line in asked if drawn(prompt_id(line["prompt"]), seed=0) < 0.2
-    )
+    expected = Counter(line["slice"] for line in asked if drawn(root(line["prompt"]), seed=0) < 0.2)
     told = seen.report["by_slice"]
     assert {name: told[name].get("heldout_prompts") for name in "abc"} == dict(expected)
     assert {name: told[name].get("train_pairs") for name in "abc"} == {"a": 2, "b": 1, "c": None}
@@ -625,15 +526,15 @@ def test_an_old_pair_is_never_held_out(workshop: Workshop) -> None:
 
 def test_an_old_pair_of_a_prompt_that_is_held_out_now_is_a_leak(workshop: Workshop) -> None:
     again = [row(f"question {number}", "another answer") for number in range(40)]
-    workshop.run(
+
+    seen = workshop.run(
         {"new.jsonl": rows(40), "old.jsonl": again}, replay_per_new=1, heldout_fraction=0.5
     )
 
-    merged = workshop.merge([])
-
-    assert Counter(merged.codes.values())["leakage"] > 5
-    held_out = {pair.prompt for pair in workshop.heldout_pairs()}
-    assert not held_out & {pair.prompt for pair in merged.pairs}
+    assert Counter(seen.codes.values())["leakage"] > 5
+    held_out = {pair.prompt for pair in seen.pairs if pair.split == "heldout"}
+    assert held_out
+    assert not held_out & {pair.prompt for pair in seen.pairs if pair.split == "train"}
 
 
 # ---------------------------------------------------------------- the page for people

@@ -7,7 +7,7 @@ Not     recognising foreign formats (sources/), judging (judge/), splitting (val
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # pyarrow loads in 0.3 s and only whoever touches Parquet nee
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
+TOKENS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
+"""Of `Quality`."""
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["preferred", "tie", "inconsistent", "invalid"]
@@ -80,6 +82,16 @@ class Quality(Contract):
 
     chosen_chars: int
     rejected_chars: int
+    prompt_tokens: int | None = None
+    """Of the policy's tokenizer, without the chat template; None where it was not asked."""
+    chosen_tokens: int | None = None
+    rejected_tokens: int | None = None
+    language: str | None = None
+    """Of the chosen answer, ISO 639; None where the text does not tell."""
+    findings: tuple[str, ...] = ()
+    """What else is in its texts, such as `refusal` or `personal: mail`."""
+    cluster: str | None = None
+    """Shared by prompts that are nearly the same or begin alike; None for a prompt by itself."""
 
 
 def _check_turns(prompt: tuple[Message, ...]) -> None:
@@ -200,6 +212,9 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
         writer = pa.struct([("generator", text), ("sampling", text), ("seed", whole)])
         provenance = [("chosen", writer), ("rejected", writer), ("judge", text)]
         provenance += [("requests", pa.list_(text))]
+        counts = ("chosen_chars", "rejected_chars", *TOKENS)
+        quality = [(name, whole) for name in counts]
+        quality += [("language", text), ("findings", pa.list_(text)), ("cluster", text)]
         fields = [
             ("schema_version", whole),
             ("pair_id", text),
@@ -211,7 +226,7 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
             ("margin", real),
             ("votes", pa.list_(pa.struct([*vote, ("rationale", text)]))),
             ("provenance", pa.struct(provenance)),
-            ("quality", pa.struct([("chosen_chars", whole), ("rejected_chars", whole)])),
+            ("quality", pa.struct(quality)),
             *tail,
         ]
     return pa.schema(fields, metadata={"dpoflow.schema_version": str(SCHEMA_VERSION)})
@@ -220,18 +235,41 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
 def write_parquet(rows: Iterable[Row], kind: type[Row], path: Path, *, batch: int = 4096) -> int:
     """Write `rows` as Parquet, `batch` at a time; returns how many there were."""
     import pyarrow as pa
+
+    schema, each = arrow_schema(kind), iter(rows)
+
+    def tables() -> Iterator[pa.Table]:
+        while some := [row.model_dump(mode="python") for row in islice(each, batch)]:
+            yield pa.Table.from_pylist(some, schema=schema)
+
+    return write_tables(tables(), kind, path)
+
+
+def write_tables(tables: "Iterable[pa.Table]", kind: type[Row], path: Path) -> int:
+    """Write tables of `arrow_schema(kind)` as one Parquet file; returns how many rows it has."""
     import pyarrow.parquet as pq
 
-    schema, num_rows, held = arrow_schema(kind), 0, []
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for row in rows:
-            held.append(row.model_dump(mode="python"))
-            num_rows += 1
-            if len(held) == batch:
-                writer.write_table(pa.Table.from_pylist(held, schema=schema))
-                held = []
-        writer.write_table(pa.Table.from_pylist(held, schema=schema))
+    num_rows = 0
+    with pq.ParquetWriter(path, arrow_schema(kind), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            num_rows += table.num_rows
     return num_rows
+
+
+def json_table(rows: Iterable[str], kind: type[Row]) -> "pa.Table":
+    """Rows as `model_dump_json` writes them, as a table of `arrow_schema(kind)`."""
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    lines = "\n".join(rows).encode()
+    return pj.read_json(
+        pa.BufferReader(lines),
+        read_options=pj.ReadOptions(block_size=len(lines) + 1),  # no row is cut by a block's end
+        parse_options=pj.ParseOptions(
+            explicit_schema=arrow_schema(kind), unexpected_field_behavior="error"
+        ),
+    )
 
 
 def read_parquet(path: Path, kind: type[Row], *, batch: int = 4096) -> Iterator[Row]:

@@ -33,6 +33,19 @@ FormatName = Literal[
     "summaries",
     "votes",
 ]
+Finding = Literal["damaged_text", "language", "personal", "refusal", "secret"]
+"""What may be in the texts of a row: taken out, or only counted."""
+
+LANGUAGES = (
+    "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en "
+    "eo es et eu ext fa fi fo fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he "
+    "hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij ln lo "
+    "lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro "
+    "ru rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur "
+    "uz uzs vec vi vo wa wuu xh yo yue zh zu"
+).split()
+"""ISO 639 codes of the languages that can be told apart."""
+
 ROLES = ("base", "init", "champion")
 """What a spec may call a model by; a folder of such a name is written ./base."""
 
@@ -41,6 +54,9 @@ REGISTRY = "models:/"
 
 TRAIN_DEADLINE_S = 8 * 24 * 3600
 """How long the task that trains may take, wherever it runs."""
+
+PLACES = ("sources", "replay", "evaluation_sets")
+"""Knobs of `data` that name files: of what is in them, not of where it lies, hangs the rest."""
 
 _LOOKS = 8
 
@@ -78,6 +94,8 @@ class SnapshotConfig(Contract):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     replay: tuple[SourceConfig, ...] = ()
     """Old preferences; `models:/NAME/VERSION` are those that a version was trained on."""
+    evaluation_sets: tuple[SourceConfig, ...] = ()
+    """What must not be trained on."""
     model: str
     """The base."""
     init: str | None = None
@@ -107,7 +125,42 @@ class ValidateConfig(Contract):
     """A larger share of quarantined rows rejects the whole data set."""
     replay_per_new: float = Field(0.25, gt=0)
     """At most this many old pairs for every new one, where `replay` names some."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """A prompt of more tokens of the policy's tokenizer is quarantined; None: told only."""
+    max_answer_tokens: int | None = Field(None, ge=1)
+    """The same of an answer."""
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
+    """Codes such as [en, de]: another language is a finding. Empty: all are welcome."""
+    phone_region: str = Field("US", pattern="^[A-Z]{2}$")
+    """The country whose telephone numbers are known without a country code."""
+    quarantine: tuple[Finding, ...] = ("damaged_text", "secret")
+    """Findings that take a row out; the others are counted."""
+    max_share: dict[Finding, Annotated[float, Field(ge=0, le=1)]] = {}
+    """A finding in a larger share of the rows rejects the whole data set."""
+    min_agreement: float | None = Field(None, ge=-1, le=1)
+    """Fleiss' kappa of people who saw the same pairs, at least; None: told only."""
+    max_chosen_longer: float | None = Field(None, ge=0.5, lt=1)
+    """Rejects the data if chosen is surely (95%) the longer answer in more than this share."""
+    min_preferred: float | None = Field(None, gt=0, le=1)
+    """Share of the pairs in which an answer is preferred, and no tie or dispute, at least."""
+    near_similarity: float = Field(0.8, ge=0.5, le=1)
+    """Prompts that share so much of their text are on one side of the split; 1: only equal ones."""
+    min_slice_pairs: int = Field(20, ge=0)
+    """Slices of fewer training pairs are told as thin."""
     seed: int = Field(0, ge=0)
+
+    @field_validator("languages")
+    @classmethod
+    def _are_known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(languages) - set(LANGUAGES)):
+            raise ValueError(f"knows no {', '.join(unknown)}; known are {' '.join(LANGUAGES)}")
+        return languages
+
+    @model_validator(mode="after")
+    def _language_is_used(self) -> Self:
+        if not self.languages and ("language" in self.quarantine or "language" in self.max_share):
+            raise ValueError("languages must name those that are welcome, such as [en]")
+        return self
 
 
 class DataConfig(ValidateConfig):
@@ -118,6 +171,9 @@ class DataConfig(ValidateConfig):
     replay: tuple[SourceConfig, ...] = ()
     """Old preferences that are mixed in, so that new ones do not undo them: files, `champion`, or
     `models:/NAME/VERSION` for the pairs that a version was trained on."""
+    evaluation_sets: tuple[SourceConfig, ...] = ()
+    """Questions that must stay unseen: a row that quotes one is quarantined as contaminated. A set
+    of which one row cannot be read stops the run."""
 
 
 class SamplingConfig(Contract):
@@ -454,6 +510,7 @@ class Spec(Contract):
         return SnapshotConfig(
             sources=self.data.sources,
             replay=old,
+            evaluation_sets=self.data.evaluation_sets,
             model=self.model,
             init=init,
             reference=init if reference == "init" else self._model(reference),
@@ -474,7 +531,7 @@ class Spec(Contract):
         return {
             "snapshot_config": canonical_json(self.snapshot),
             "validate_config": canonical_json(
-                self.data.model_dump(mode="json", exclude={"sources", "replay"})
+                self.data.model_dump(mode="json", exclude=set(PLACES))
             ),
             "synthesize_config": canonical_json(self.synthesize),
             "train_config": canonical_json(

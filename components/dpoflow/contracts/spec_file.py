@@ -21,7 +21,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.spec import REGISTRY, ROLES, Spec
+from dpoflow.contracts.spec import PLACES, REGISTRY, ROLES, Spec
 
 _MAX_BYTES = 1_000_000
 _HINTS = {"train.beta": "larger holds the policy tighter to the reference"}
@@ -112,7 +112,7 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section, key in ((tree, "model"), (train, "init"), (train, "reference")):
         if isinstance(section, dict) and isinstance(section.get(key), str):
             section[key] = _absolute(section[key], folder)
-    for key in ("sources", "replay"):
+    for key in PLACES:
         sources = data.get(key) if isinstance(data, dict) else None
         for source in sources if isinstance(sources, list) else ():
             if isinstance(source, dict) and isinstance(source.get("uri"), str):

@@ -18,7 +18,7 @@ from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailab
 from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
 from dpoflow.sources import s3
 from dpoflow.sources.files import DataFile, Found, data_files, local_path
-from dpoflow.sources.pinned import FILES, Pinned, write_pinned
+from dpoflow.sources.pinned import FILES, DataRole, Pinned, write_pinned
 from dpoflow.state.events import Events
 from dpoflow.state.files import link
 from dpoflow.state.step import code_digest
@@ -33,21 +33,22 @@ class Located:
     source: SourceConfig
     source_name: str
     file: DataFile | s3.S3Object
-    replayed: bool
+    role: DataRole
 
 
 def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
     """Every file of every source; an error names the first that cannot be used."""
     located = [
-        *_find(config.sources, root, events, replayed=False),
-        *_find(config.replay, root, events, replayed=True),
+        *_find(config.sources, root, events, "new"),
+        *_find(config.replay, root, events, "replayed"),
+        *_find(config.evaluation_sets, root, events, "evaluation"),
     ]
     _refuse_namesakes(located)
     return located
 
 
 def _find(
-    sources: Iterable[SourceConfig], root: Path, events: Events, *, replayed: bool
+    sources: Iterable[SourceConfig], root: Path, events: Events, role: DataRole
 ) -> Iterator[Located]:
     found: Found | s3.Listed
     for source in sources:
@@ -64,7 +65,7 @@ def _find(
             some = ", ".join(found.ignored[:3])
             events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
         for file in found.files:
-            yield Located(source, name, file, replayed)
+            yield Located(source, name, file, role)
 
 
 def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:
@@ -85,12 +86,19 @@ def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manife
 
 
 def _refuse_namesakes(located: list[Located]) -> None:
-    names = Counter((entry.source_name, entry.file.name) for entry in located)
-    (source, file), count = names.most_common(1)[0]
+    names = Counter(
+        (
+            "evaluation_sets" if entry.role == "evaluation" else "sources",
+            entry.source_name,
+            entry.file.name,
+        )
+        for entry in located
+    )
+    (knob, source, file), count = names.most_common(1)[0]
     if count > 1:
         raise ConfigError(
-            f"data.sources names {file} of {source} {count} times; "
-            "list it once, or give each source its own data.sources[].name"
+            f"data.{knob} names {file} of {source} {count} times; "
+            f"list it once, or give each source its own data.{knob}[].name"
         )
 
 
@@ -172,7 +180,7 @@ def _pinned(entry: Located, sha256: str, num_bytes: int) -> Pinned:
         system=entry.source.system,
         sha256=sha256,
         num_bytes=num_bytes,
-        replayed=entry.replayed,
+        role=entry.role,
     )
 
 

@@ -10,12 +10,16 @@ Not     copying (snapshot/), rows (files.py)
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from dpoflow.contracts.base import Contract, canonical_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import FormatName
+
+DataRole = Literal["new", "replayed", "evaluation"]
+"""New preferences, old ones that are mixed in, and what must not be trained on."""
 
 SOURCES = "sources.json"
 FILES = "files"
@@ -34,8 +38,7 @@ class Pinned(Contract):
     """Put before every prompt that brings no system message."""
     sha256: str
     num_bytes: int
-    replayed: bool = False
-    """Old preferences, which are mixed in."""
+    role: DataRole = "new"
 
 
 _LIST = TypeAdapter(tuple[Pinned, ...])
@@ -43,7 +46,7 @@ _LIST = TypeAdapter(tuple[Pinned, ...])
 
 def write_pinned(entries: Iterable[Pinned], folder: Path) -> None:
     """List `entries` in one order, whatever order they came in."""
-    ordered = sorted(entries, key=lambda entry: (entry.replayed, entry.source, entry.name))
+    ordered = sorted(entries, key=lambda entry: (entry.role, entry.source, entry.name))
     text = canonical_json(
         [entry.model_dump(mode="json", exclude_defaults=True) for entry in ordered]
     )

@@ -33,6 +33,13 @@ Code = Literal[
     "empty_rejected",
     "identical",
     "too_long",
+    "too_many_tokens",
+    "contaminated",
+    "damaged_text",
+    "language",
+    "personal",
+    "refusal",
+    "secret",
     "duplicate",
     "conflicting",
     "leakage",
@@ -70,6 +77,14 @@ REASONS: dict[Code, str] = {
     "empty_rejected": "the rejected answer is blank",
     "identical": "chosen and rejected say the same, but for blanks around them",
     "too_long": "a prompt or answer has more characters than data.max_chars",
+    # the texts, further: validate/row.py
+    "too_many_tokens": "more tokens than data.max_prompt_tokens or data.max_answer_tokens",
+    "contaminated": "quotes a question, or thirteen words in a row, of an evaluation set",
+    "damaged_text": "text that was decoded in a wrong encoding, such as â€™ for an apostrophe",
+    "language": "the answer is in none of data.languages",
+    "personal": "mail or IP addresses, numbers of telephones, cards, accounts or social security",
+    "refusal": "the chosen answer opens as English refusals do",
+    "secret": "a key or password of a shape that only keys have",
     # the whole set: validate/ledger.py
     "duplicate": "the same row was already seen",
     "conflicting": "another row prefers these two answers the other way round",
@@ -90,3 +105,7 @@ class Quarantine(Exception):
         super().__init__(f"{code}: {detail}" if detail else code)
         self.code: Code = code
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["Quarantine"], tuple[Code, str]]:
+        """Between processes it is told by its parts, not by its message."""
+        return Quarantine, (self.code, self.detail)

@@ -8,11 +8,10 @@ A length is in characters; pairs whose answers are equally long count for neithe
 """
 
 from collections.abc import Sequence
-from math import exp, log
+from math import log
 from statistics import fmean
 
-from scipy.stats import binomtest
-
+from dpoflow import lengths
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.results import LengthBias
 
@@ -27,20 +26,13 @@ def _difference(pair: PreferencePair) -> int:
 
 
 def length_bias(pairs: Sequence[PreferencePair]) -> LengthBias | None:
-    """How often the chosen answer is the longer one (exact binomial interval), and by how much."""
+    """How often the chosen answer is the longer one, and by how much."""
     unequal = [pair for pair in pairs if _difference(pair)]
     if not unequal:
         return None
     longer = sum(_difference(pair) > 0 for pair in unequal)
-    between = binomtest(longer, len(unequal)).proportion_ci(0.95)
     ratios = [log(len(p.chosen.content) / len(p.rejected.content)) for p in unequal]
-    return LengthBias(
-        chosen_longer=longer / len(unequal),
-        low=float(between.low),
-        high=float(between.high),
-        n=len(unequal),
-        length_ratio=exp(fmean(ratios)),
-    )
+    return lengths.length_bias(longer, len(unequal), fmean(ratios))
 
 
 def balanced(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:

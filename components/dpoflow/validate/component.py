@@ -11,6 +11,8 @@ def validate(
     state_root: str,
     data_uri: str,
     data_digest: str,
+    model_uri: str,
+    model_digest: str,
     pairs: dsl.Output[dsl.Dataset],
     prompts: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
@@ -28,7 +30,7 @@ def validate(
         run,
         ValidateConfig.model_validate_json(config),
         root=state_root,
-        inputs={"data": data_uri},
+        inputs={"data": data_uri, "model": model_uri},
         outputs={"pairs": pairs.path, "prompts": prompts.path, "report": report.path},
         kind=ValidateResult,
     )

@@ -1,7 +1,7 @@
 """A glimpse of a row for the quarantine list: short, on one line, nothing a terminal would act on.
 
 Reads   any row, however odd
-Gives   `of_row`, `of_item`, `plain`
+Gives   `of_row`, `of_item`, `plain`, `NOT_SHOWN`
 Not     the whole text: that stays in the pinned file, at the row id
 """
 
@@ -10,6 +10,8 @@ import reprlib
 from dpoflow.contracts.pairs import PreferencePair, Prompt
 
 MAX_CHARS = 200
+NOT_SHOWN = "(not shown)"
+"""In place of what may hold personal data or a secret."""
 
 _short = reprlib.Repr()
 _short.maxstring, _short.maxother, _short.maxlong = 60, 60, 40

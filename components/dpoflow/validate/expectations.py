@@ -1,7 +1,8 @@
 """Great Expectations over kept rows. Nothing else in dpoflow imports it.
 
-Reads   rows as they pass by, in chunks
-Gives   `Observer`: whether each expectation of a suite held, and the ids of rows that broke one
+Reads   tables of rows as they pass by
+Gives   `Observer`: whether each expectation of a suite held, and the ids of rows that broke one;
+        `suite_of`; `broken_limits`, of the data as a whole
 Not     duplicates, leakage, coverage: those concern the whole set, see ledger.py
 
 Results carry our row ids and never a row's text; nothing is sent anywhere and nothing is drawn.
@@ -9,14 +10,17 @@ The suites repeat what the checks before them promise: they are there to notice 
 """
 
 import os
-from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # before the import: it would report home
 
 import great_expectations as gx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnPairMapExpectation
@@ -25,13 +29,11 @@ from great_expectations.expectations.metrics.map_metric_provider import (  # typ
     column_pair_condition_partial,
 )
 
-from dpoflow.contracts.pairs import PreferencePair, Prompt
+from dpoflow.contracts.pairs import TOKENS
+from dpoflow.validate.limits import Limit
 
 gxe: Any = gx.expectations  # built at import: type checkers see none of it
 SuiteName = Literal["pairs", "synthetic", "prompts"]
-Row = TypeVar("Row", PreferencePair, Prompt)
-CHUNK = 25_000
-"""Rows in one data frame: a million pairs in chunks of this size took 838 MB instead of 3 GB."""
 
 
 class ColumnPairValuesDiffer(ColumnPairMapMetricProvider):
@@ -52,7 +54,17 @@ class ExpectColumnPairValuesToDiffer(ColumnPairMapExpectation):
     map_metric = "column_pair_values.differ"
 
 
-def _suite(name: SuiteName, max_chars: int) -> list[Any]:
+@dataclass(frozen=True)
+class Bounds:
+    """What the suites ask, from the spec; see contracts/spec.py."""
+
+    max_chars: int
+    max_prompt_tokens: int | None = None
+    max_answer_tokens: int | None = None
+
+
+def suite_of(name: SuiteName, bounds: Bounds) -> list[Any]:
+    """The expectations that rows of one kind must hold."""
     filled = {
         "prompts": ["prompt_id", "asked"],
         "pairs": ["pair_id", "asked", "chosen", "rejected", "label"],
@@ -64,48 +76,48 @@ def _suite(name: SuiteName, max_chars: int) -> list[Any]:
         suite.append(gxe.ExpectColumnValuesToNotBeNull(column=column))
     if name == "synthetic":
         return [*suite, gxe.ExpectColumnValuesToBeBetween(column="margin", min_value=0)]
+    most: dict[str, int | None] = {"prompt_chars": bounds.max_chars}
     suite.append(gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "heldout"]))
-    suite.append(gxe.ExpectColumnValuesToBeBetween(column="prompt_chars", max_value=max_chars))
     if name == "pairs":
         labels = ["preferred", "tie", "inconsistent", "invalid"]
         suite.append(gxe.ExpectColumnValuesToBeInSet(column="label", value_set=labels))
         suite.append(ExpectColumnPairValuesToDiffer(column_A="chosen", column_B="rejected"))
         suite += [
-            gxe.ExpectColumnValueLengthsToBeBetween(column=each, min_value=1, max_value=max_chars)
+            gxe.ExpectColumnValueLengthsToBeBetween(
+                column=each, min_value=1, max_value=bounds.max_chars
+            )
             for each in ("chosen", "rejected")
         ]
+        most |= {"prompt_tokens": bounds.max_prompt_tokens}
+        most |= dict.fromkeys(("chosen_tokens", "rejected_tokens"), bounds.max_answer_tokens)
+    suite += [
+        gxe.ExpectColumnValuesToBeBetween(column=column, max_value=value)
+        for column, value in most.items()
+        if value is not None
+    ]
     return suite
 
 
 class Observer:
-    """Watches rows pass and holds each chunk of them against a suite."""
+    """Watches tables pass and holds each of them against a suite."""
 
-    def __init__(self, name: SuiteName, *, max_chars: int, chunk: int = CHUNK) -> None:
+    def __init__(self, name: str, suite: Sequence[Any]) -> None:
         self.held: dict[str, bool] = {}
         """Expectation to whether it held for every row so far."""
         self.broken_by: dict[str, list[str]] = {}
         """Expectation to the ids of the first rows that broke it."""
-        self._chunk, self._rows = chunk, list[dict[str, Any]]()
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         source = context.data_sources.add_pandas("rows")
         self._batches = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
-        self._suite = context.suites.add(
-            gx.ExpectationSuite(name=name, expectations=_suite(name, max_chars))
-        )
+        self._suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(suite)))
 
-    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The same rows; what they showed is in `held` once the last has passed."""
-        for row in rows:
-            self._rows.append(_columns(row))
-            if len(self._rows) == self._chunk:
-                self._validate()
-            yield row
-        if self._rows:
-            self._validate()
+    def look(self, table: pa.Table) -> None:
+        """Hold every row of a table of pairs or prompts against the suite."""
+        self.hold(frame_of(table))
 
-    def _validate(self) -> None:
-        frame, self._rows = pd.DataFrame(self._rows), []
+    def hold(self, frame: pd.DataFrame) -> None:
+        """The same of a frame that has a column `id`."""
         shape = {
             "result_format": "COMPLETE",
             "unexpected_index_column_names": ["id"],
@@ -124,26 +136,33 @@ class Observer:
                 self.broken_by.setdefault(name, []).extend(map(str, ids[:5]))
 
 
-def _columns(row: PreferencePair | Prompt) -> dict[str, Any]:
-    shared = {
-        "asked": row.prompt[-1].content,
-        "prompt_chars": sum(len(turn.content) for turn in row.prompt),
-        "split": row.split,
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """The columns that suites look at, out of a table of the contract's schema."""
+    turns = table["prompt"].combine_chunks()
+    offsets, said = turns.offsets.to_numpy(), turns.flatten().field("content")
+    chars = pc.utf8_length(said).to_numpy()
+    columns = {
+        "asked": said.take(pa.array(offsets[1:] - 1)),
+        "prompt_chars": np.add.reduceat(chars, offsets[:-1]),
+        "split": table["split"],
     }
-    if isinstance(row, Prompt):
-        return {"id": row.prompt_id, "prompt_id": row.prompt_id, **shared}
-    made = row.provenance
-    return {
-        "id": row.pair_id,
-        "pair_id": row.pair_id,
-        **shared,
-        "chosen": row.chosen.content,
-        "rejected": row.rejected.content,
-        "label": row.label,
-        "margin": row.margin,
-        "generator": made.rejected.generator if made else None,
-        "judge": made.judge if made else None,
-    }
+    if "pair_id" in table.column_names:
+        quality, made = table["quality"], table["provenance"]
+        columns |= {
+            "id": table["pair_id"],
+            "pair_id": table["pair_id"],
+            "chosen": pc.struct_field(table["chosen"], ["content"]),
+            "rejected": pc.struct_field(table["rejected"], ["content"]),
+            "label": table["label"],
+            "margin": table["margin"],
+            "generator": pc.struct_field(made, ["rejected", "generator"]),
+            "judge": pc.struct_field(made, ["judge"]),
+            **{name: pc.struct_field(quality, [name]) for name in TOKENS},
+        }
+    else:
+        columns |= {"id": table["prompt_id"], "prompt_id": table["prompt_id"]}
+    frame: pd.DataFrame = pa.table(columns).to_pandas()
+    return frame
 
 
 def _name(config: Any) -> str:
@@ -151,3 +170,19 @@ def _name(config: Any) -> str:
     given = config.kwargs
     columns = [given[key] for key in ("column", "column_A", "column_B") if key in given]
     return f"{config.type}({', '.join(columns)})"
+
+
+def broken_limits(limits: Sequence[Limit]) -> tuple[dict[str, bool], list[Limit]]:
+    """Expectation to whether it holds for the data as a whole, and the limits that do not."""
+    suite = [gxe.ExpectColumnValuesToNotBeNull(column=each.name) for each in limits]
+    suite += [
+        gxe.ExpectColumnValuesToBeBetween(column=each.name, min_value=each.low, max_value=each.high)
+        for each in limits
+    ]
+    seen = pd.DataFrame([{"id": "data", **{each.name: each.seen for each in limits}}], dtype=object)
+    observer = Observer("corpus", suite)
+    observer.hold(seen)
+    broken = [
+        each for each in limits if any(f"({each.name})" in name for name in observer.broken_by)
+    ]
+    return observer.held, broken

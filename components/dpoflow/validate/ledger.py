@@ -1,6 +1,6 @@
 """Every row of a run of validate, on disk: what came in, and what became of it.
 
-Reads   canonical rows, and refusals of rows that never became one
+Reads   columns that row.py made, of rows that are sound and of rows that are not
 Gives   `Ledger`: settles what only the whole set shows, then hands rows out in order of their id
 Not     adapters, checks of one row, expectations
 
@@ -9,46 +9,74 @@ its `code` is null; the first code it gets stays.
 """
 
 import hashlib
-import re
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dpoflow.contracts.base import sha256_json
-from dpoflow.contracts.pairs import PreferencePair, Prompt, Quality, Source, Split
-from dpoflow.contracts.results import Counts
-from dpoflow.contracts.spec import ValidateConfig
-from dpoflow.sources.reasons import Code
+from dpoflow.contracts.pairs import (
+    TOKENS,
+    PreferencePair,
+    Prompt,
+    Quality,
+    Split,
+    json_table,
+)
+from dpoflow.contracts.results import Counts, LengthBias
+from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
-from dpoflow.validate.split import normalised, rank, side_of
+from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, clusters
+from dpoflow.validate.split import asked
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Kind = Literal["pair", "prompt"]
 Origin = Literal["human", "synthetic", "replayed"]
+CHUNK = 25_000
+"""Rows in one table on their way out."""
+_CHUNK_BYTES = 64 << 20
 
-_TABLE = """
-CREATE TABLE rows (
-    seq INTEGER PRIMARY KEY,
-    dataset TEXT, row TEXT, origin TEXT, kind TEXT, id TEXT, prompt_id TEXT,
-    asked TEXT,    -- the prompt without case and blanks
-    clash TEXT,    -- prompt and both answers, whichever was chosen
-    rank TEXT, label TEXT, side TEXT, slice TEXT,
-    bare INTEGER,  -- 1 for a prompt without an answer
-    chosen_chars INTEGER, rejected_chars INTEGER,
-    body TEXT, code TEXT, detail TEXT, excerpt TEXT
-)
-"""
-_INSERT = """
-INSERT INTO rows VALUES (
-    NULL,
-    :dataset, :row, :origin, :kind, :id, :prompt_id, :asked, :clash, :rank, :label, :side, :slice,
-    :bare, :chosen_chars, :rejected_chars, :body, :code, :detail, :excerpt
-)
-"""
-_NOTHING = dict.fromkeys(re.findall(r":(\w+)", _INSERT))
+_COLUMNS = {
+    "seq": "INTEGER PRIMARY KEY",
+    "dataset": "TEXT",
+    "row": "TEXT",
+    "origin": "TEXT",
+    "kind": "TEXT",
+    "id": "TEXT",
+    "prompt_id": "TEXT",
+    "asked": "TEXT",  # the prompt without case and blanks
+    "clash": "TEXT",  # prompt and both answers, whichever was chosen
+    "rank": "TEXT",
+    "label": "TEXT",
+    "side": "TEXT",
+    "slice": "TEXT",
+    "bare": "INTEGER",  # 1 for a prompt without an answer
+    "chosen_chars": "INTEGER",
+    "rejected_chars": "INTEGER",
+    **dict.fromkeys(TOKENS, "INTEGER"),
+    "language": "TEXT",
+    "findings": "TEXT",  # JSON
+    "votes": "TEXT",  # JSON: annotator to what they said
+    "root": "TEXT",  # how the conversation begins
+    "bands": "BLOB",  # see near.py
+    "cluster": "TEXT",
+    "body": "TEXT",
+    "code": "TEXT",
+    "detail": "TEXT",
+    "excerpt": "TEXT",
+}
+_TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
+_INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
+_NOTHING = dict.fromkeys(_COLUMNS)
+_QUALITY = ("chosen_chars", "rejected_chars", *TOKENS, "language", "findings", "cluster")
 
 
 @dataclass(frozen=True)
@@ -65,9 +93,9 @@ class Refused:
 class Ledger:
     """One table of rows; see the module."""
 
-    def __init__(self, path: Path, config: ValidateConfig) -> None:
+    def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # what a killed attempt left
-        self._path, self._config = path, config
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")  # a killed attempt starts over
         self._db.execute("PRAGMA synchronous = OFF")
@@ -81,58 +109,75 @@ class Ledger:
         self._db.close()
         self._path.unlink(missing_ok=True)  # what it held is in the outputs by now
 
-    def refuse(
-        self, where: Source, code: Code, detail: str, glimpse: str, *, kind: Kind | None = None
-    ) -> None:
-        """A row that never became a pair or a prompt."""
-        self._insert(
-            dataset=where.dataset,
-            row=where.row,
-            code=code,
-            detail=excerpt.plain(detail),
-            excerpt=glimpse,
-            kind=kind,
-        )
-
-    def add(
-        self,
-        item: PreferencePair | Prompt,
-        where: Source,
-        *,
-        origin: Origin = "human",
-        split: Split | None = None,
-    ) -> None:
-        """A sound row. Its side is drawn from its prompt, unless an earlier run already drew it."""
-        knobs, prompt_id = self._config, item.prompt_id
-        side = split or side_of(prompt_id, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction)
-        changes: dict[str, Any] = {"split": side}
-        if isinstance(item, PreferencePair):
-            own = _pair_columns(item, prompt_id, knobs.seed)
-            changes["quality"] = Quality(
-                chosen_chars=own["chosen_chars"], rejected_chars=own["rejected_chars"]
-            )
-        else:
-            own = _prompt_columns(item)
-        self._insert(
-            dataset=where.dataset,
-            row=where.row,
-            origin=origin,
-            prompt_id=prompt_id,
-            asked=normalised(item.prompt),
-            side=side,
-            slice=item.slice,
-            body=item.model_copy(update=changes).model_dump_json(),
-            **own,
-        )
-
-    def _insert(self, **values: str | int | None) -> None:
-        self._db.execute(_INSERT, {**_NOTHING, **values})
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows by the names of their columns; an absent one is null."""
+        self._db.executemany(_INSERT, ({**_NOTHING, **row} for row in rows))
 
     def index(self) -> None:
         """Once, after the last row and before any question about the whole set."""
         self._db.execute("CREATE INDEX by_id ON rows (kind, id)")
         self._db.execute("CREATE INDEX by_clash ON rows (clash)")
         self._db.execute("CREATE INDEX by_asked ON rows (asked, side)")
+
+    def draw_sides(self, near_similarity: float) -> None:
+        """A cluster is held out as soon as one of its prompts is drawn; see split.py.
+
+        Rows that are not kept count, too: what they joined stays joined when they are mended.
+        """
+        self._db.execute(
+            "CREATE TABLE prompts AS SELECT prompt_id, min(seq) AS seq, root, bands,"
+            " max(side = 'heldout') AS drawn, NULL AS side, NULL AS cluster FROM rows"
+            " WHERE bands IS NOT NULL GROUP BY prompt_id ORDER BY prompt_id"
+        )
+        (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
+        above = clusters(num, self._keys(num), partial(self._near, near_similarity))
+        drawn = self._db.execute("SELECT drawn FROM prompts ORDER BY rowid")
+        heldout, sizes = np.zeros(num, bool), np.bincount(above, minlength=num)
+        np.logical_or.at(heldout, above, np.fromiter((each for (each,) in drawn), bool, num))
+        self._db.executemany(
+            "UPDATE prompts SET side = ?, cluster ="
+            " (SELECT substr(prompt_id, 1, 16) FROM prompts WHERE rowid = ?) WHERE rowid = ?",
+            (
+                ("heldout" if heldout[top] else "train", top + 1 if sizes[top] > 1 else None, at)
+                for at, top in enumerate(above.tolist(), start=1)
+            ),
+        )
+        self._db.execute("CREATE UNIQUE INDEX by_prompt ON prompts (prompt_id)")
+        self._db.execute(
+            "UPDATE rows SET side = iif(origin = 'replayed', 'train', p.side), cluster = p.cluster"
+            " FROM prompts p WHERE p.prompt_id = rows.prompt_id"
+        )
+
+    def _keys(self, num: int) -> Iterator[NDArray[np.uint64]]:
+        """For each way prompts hang together, [num]: equal numbers are a reason to look."""
+        roots = self._db.execute("SELECT substr(root, 1, 16) FROM prompts ORDER BY rowid")
+        yield np.fromiter((int(root, 16) for (root,) in roots), np.uint64, num)
+        query = "SELECT substr(bands, ?, ?) FROM prompts ORDER BY rowid"
+        for band in range(NUM_BANDS):
+            keys = self._db.execute(query, (band * KEY_BYTES + 1, KEY_BYTES))
+            yield np.fromiter((int.from_bytes(key) for (key,) in keys), np.uint64, num)
+
+    def _near(self, similarity: float, one: int, other: int) -> bool:
+        left, right = self._prompt(one), self._prompt(other)
+        return left[0] == right[0] or alike(left[1], right[1], similarity)
+
+    @lru_cache(maxsize=4096)  # noqa: B019 a ledger lives as long as its step
+    def _prompt(self, at: int) -> tuple[str, str]:
+        """How it begins, and the whole of it, plain."""
+        query = (
+            "SELECT p.root, r.kind, r.body FROM prompts p JOIN rows r ON r.seq = p.seq"
+            " WHERE p.rowid = ?"
+        )
+        root, kind, body = self._db.execute(query, (at + 1,)).fetchone()
+        return root, asked(_item(kind, body).prompt)
+
+    def drop_old_leaks(self) -> None:
+        """Old pairs whose prompt is near one that is held out now."""
+        self._db.execute(
+            "UPDATE rows SET code = 'leakage', detail = 'near what is held out' WHERE code IS NULL"
+            " AND origin = 'replayed' AND prompt_id IN"
+            "  (SELECT prompt_id FROM prompts WHERE side = 'heldout')"
+        )
 
     def drop_not_preferred(self) -> None:
         """Pairs that no judge or person decided: not for training."""
@@ -221,22 +266,32 @@ class Ledger:
         query = "SELECT count(DISTINCT prompt_id) FROM rows WHERE code IS NULL AND side = ?"
         return int(self._db.execute(query, (side,)).fetchone()[0])
 
-    def pairs(
-        self, side: Split | None = None, *, origin: Origin | None = None
-    ) -> Iterator[PreferencePair]:
-        """Kept pairs in order of their id."""
+    def tables(
+        self, kind: Kind, side: Split | None = None, *, origin: Origin | None = None
+    ) -> "Iterator[pa.Table]":
+        """Kept rows in order of their id, with their side and what was measured of them."""
         query = (
-            "SELECT body FROM rows WHERE code IS NULL AND kind = 'pair'"
+            f"SELECT body, side, {', '.join(_QUALITY)} FROM rows WHERE code IS NULL AND kind = ?"  # noqa: S608
             " AND (? IS NULL OR side = ?) AND (? IS NULL OR origin = ?) ORDER BY id"
         )
-        for (body,) in self._db.execute(query, (side, side, origin, origin)):
-            yield PreferencePair.model_validate_json(body)
+        some, size = list[tuple[Any, ...]](), 0
+        for row in self._db.execute(query, (kind, side, side, origin, origin)):
+            some.append(row)
+            size += len(row[0])
+            if len(some) == CHUNK or size > _CHUNK_BYTES:
+                yield _table(some, kind)
+                some, size = [], 0
+        if some:
+            yield _table(some, kind)
 
-    def prompts(self) -> Iterator[Prompt]:
-        """Kept prompts in order of their id."""
-        query = "SELECT body FROM rows WHERE code IS NULL AND kind = 'prompt' ORDER BY id"
-        for (body,) in self._db.execute(query):
-            yield Prompt.model_validate_json(body)
+    def some_pairs(self, num: int) -> list[PreferencePair]:
+        """The first kept pairs by id that have nothing private in them."""
+        query = (
+            "SELECT body FROM rows WHERE code IS NULL AND kind = 'pair'"
+            " AND (excerpt IS NULL OR excerpt <> ?) ORDER BY id LIMIT ?"
+        )
+        found = self._db.execute(query, (excerpt.NOT_SHOWN, num))
+        return [PreferencePair.model_validate_json(body) for (body,) in found]
 
     def heldout_prompts(self) -> Iterator[Prompt]:
         """Every held-out prompt once: as the prompt row says, else as a held-out pair asks it."""
@@ -298,18 +353,87 @@ class Ledger:
             told.setdefault(name, {})[what] = count
         return told
 
-    def lengths(self, origin: Origin | None = None) -> dict[str, float] | None:
-        """How much longer chosen is than rejected, over the training pairs; None without any."""
-        count, longer, ratio = self._db.execute(
-            "SELECT count(*), avg(chosen_chars > rejected_chars),"
-            " avg(1.0 * chosen_chars / rejected_chars) FROM rows WHERE code IS NULL"
+    def lengths(self, origin: Origin | None = None) -> LengthBias | None:
+        """How much longer chosen is than rejected, over the training pairs."""
+        unequal, longer, log_ratio = self._db.execute(
+            "SELECT count(*), coalesce(sum(chosen_chars > rejected_chars), 0),"
+            " avg(ln(1.0 * chosen_chars / rejected_chars)) FROM rows WHERE code IS NULL"
             " AND kind = 'pair' AND label = 'preferred' AND side = 'train'"
-            " AND (? IS NULL OR origin = ?)",
+            " AND chosen_chars <> rejected_chars AND (? IS NULL OR origin = ?)",
             (origin, origin),
         ).fetchone()
-        if not count:
-            return None
-        return {"num_pairs": count, "chosen_longer_share": longer, "mean_length_ratio": ratio}
+        return length_bias(longer, unequal, log_ratio) if unequal else None
+
+    def findings(self) -> dict[str, int]:
+        """Finding, and finding by its kind (`personal: mail`), to the rows that have it."""
+        told = Counter[str]()
+        query = "SELECT findings, count(*) FROM rows WHERE findings IS NOT NULL GROUP BY findings"
+        for found, count in self._db.execute(query):
+            kinds = json.loads(found)
+            told.update(dict.fromkeys({*kinds, *(kind.partition(":")[0] for kind in kinds)}, count))
+        return dict(sorted(told.items()))
+
+    def languages(self) -> dict[str, int]:
+        """Language to kept rows, the commonest first; `unknown` where the text does not tell."""
+        query = (
+            "SELECT coalesce(language, 'unknown'), count(*) FROM rows WHERE code IS NULL"
+            " GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        return dict(self._db.execute(query).fetchall())
+
+    def labels(self) -> dict[str, int]:
+        """Label to pairs that nothing else is wrong with."""
+        query = (
+            "SELECT label, count(*) FROM rows WHERE kind = 'pair' AND label IS NOT NULL"
+            " AND (code IS NULL OR code = 'not_preferred') GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        return dict(self._db.execute(query).fetchall())
+
+    def votes(self) -> Iterator[dict[str, str]]:
+        """For each pair that several people saw, who said what; equal rows count once."""
+        query = (
+            "SELECT votes FROM rows WHERE votes IS NOT NULL"
+            " AND (code IS NULL OR code <> 'duplicate') ORDER BY seq"
+        )
+        for (votes,) in self._db.execute(query):
+            yield json.loads(votes)
+
+    def near(self) -> dict[str, Any]:
+        """Clusters of prompts that are nearly the same or begin alike."""
+        (num_all,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
+        num_clusters, num_prompts, largest, heldout = self._db.execute(
+            "SELECT count(*), coalesce(sum(size), 0), coalesce(max(size), 0),"
+            " coalesce(max(size * (side = 'heldout')), 0) FROM (SELECT count(*) AS size,"
+            " min(side) AS side FROM prompts WHERE cluster IS NOT NULL GROUP BY cluster)"
+        ).fetchone()
+        query = (
+            "SELECT min(r.row), count(*) FROM prompts p JOIN rows r ON r.seq = p.seq"
+            " WHERE p.cluster IS NOT NULL GROUP BY p.cluster ORDER BY 2 DESC, 1 LIMIT 5"
+        )
+        found = self._db.execute(query)
+        return {
+            "num_clusters": num_clusters,
+            "num_prompts": num_prompts,
+            "of_prompts": num_all,
+            "largest": largest,
+            "largest_heldout": heldout,
+            "such_as": {excerpt.plain(row): size for row, size in found},
+        }
+
+    def token_lengths(self) -> dict[str, dict[str, float]] | None:
+        """Of kept pairs, in tokens: the middle, the 95th and the 99th of 100, the longest."""
+        told = {}
+        for name in TOKENS:
+            where = f"FROM rows WHERE code IS NULL AND kind = 'pair' AND {name} IS NOT NULL"
+            (num,) = self._db.execute(f"SELECT count(*) {where}").fetchone()
+            if not num:
+                return None
+            query = f"SELECT {name} {where} ORDER BY {name} LIMIT 1 OFFSET ?"
+            told[name] = {
+                key: self._db.execute(query, (int(share * (num - 1)),)).fetchone()[0]
+                for key, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+            }
+        return told
 
     def length_histogram(self, bins: int = 40) -> dict[str, list[float]] | None:
         """Characters of kept pairs' answers in bins of equal ratio; None without any."""
@@ -343,18 +467,26 @@ class Ledger:
         return digest.hexdigest()
 
 
-def _pair_columns(pair: PreferencePair, prompt_id: str, seed: int) -> dict[str, Any]:
-    chosen, rejected = pair.chosen.content, pair.rejected.content
-    return {
-        "kind": "pair",
-        "id": pair.pair_id,
-        "clash": sha256_json([prompt_id, sorted([chosen, rejected])]),
-        "rank": rank(pair.pair_id, seed=seed),
-        "label": pair.label,
-        "bare": 0,
-        "chosen_chars": len(chosen),
-        "rejected_chars": len(rejected),
-    }
+def _table(rows: list[tuple[Any, ...]], kind: Kind) -> "pa.Table":
+    import pyarrow as pa
+
+    bodies = (row[0] for row in rows)
+    table = json_table(bodies, PreferencePair) if kind == "pair" else json_table(bodies, Prompt)
+    sides = pa.array([row[1] for row in rows], pa.string())
+    table = table.set_column(table.schema.get_field_index("split"), "split", sides)
+    if kind == "pair":
+        measured = [dict(zip(_QUALITY, row[2:], strict=True)) for row in rows]
+        for each in measured:
+            each["findings"] = json.loads(each["findings"] or "[]")
+        at = table.schema.get_field_index("quality")
+        table = table.set_column(at, "quality", pa.array(measured, table.schema.field(at).type))
+    return table
+
+
+def quality_columns(quality: Quality) -> dict[str, Any]:
+    """What an earlier run of validate measured, as columns."""
+    told = quality.model_dump()
+    return told | {"findings": json.dumps(told["findings"]) if told["findings"] else None}
 
 
 def _refused(found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused:
@@ -364,9 +496,9 @@ def _refused(found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused
 
 
 def _glimpse(kind: Kind, body: str) -> str:
+    return excerpt.of_item(_item(kind, body))
+
+
+def _item(kind: Kind, body: str) -> PreferencePair | Prompt:
     model = PreferencePair if kind == "pair" else Prompt
-    return excerpt.of_item(model.model_validate_json(body))
-
-
-def _prompt_columns(item: Prompt) -> dict[str, Any]:
-    return {"kind": "prompt", "id": item.prompt_id, "bare": int(item.reference is None)}
+    return model.model_validate_json(body)

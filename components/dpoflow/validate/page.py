@@ -5,7 +5,7 @@ Gives   `data_page`; the same data give the same bytes
 Not     the facts themselves (ledger.py, report.py)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -31,19 +31,31 @@ def data_page(
     body = [f"<h1>{head}</h1>", f"<p>{_balance(counts, broken)}</p>"]
     if facts.get("pairs_digest"):
         body.append(f"<p>pairs {escape(facts['pairs_digest'])}</p>")
-    if counts["quarantined"]:
-        body += ["<h2>Rows that are not used</h2>", _reasons(facts, list(refused))]
-    body += ["<h2>Sources</h2>", _sources(facts["by_source"])]
-    if facts["by_slice"]:
-        body += ["<h2>Slices</h2>", _slices(facts["by_slice"])]
-    lengths = facts.get("lengths")
-    if lengths:
-        body += ["<h2>Lengths of answers</h2>", _lengths(lengths), _bias(facts)]
-    if facts.get("expectations"):
-        body += ["<h2>Expectations</h2>", _expectations(facts["expectations"])]
-    if pairs:
-        body += [f"<h2>{len(pairs)} pairs, the first by id</h2>", _pairs(pairs)]
+    for title, shown in _sections(facts, list(refused), pairs):
+        if shown:
+            body += [f"<h2>{title}</h2>", shown]
     return document(head, "".join(body))
+
+
+def _sections(
+    facts: Mapping[str, Any], refused: Sequence[Refused], pairs: Sequence[PreferencePair]
+) -> Iterator[tuple[str, str]]:
+    """Each part of the page; one that has nothing to show is empty."""
+
+    def shown(part: Callable[[Any], str], key: str) -> str:
+        return part(facts[key]) if facts.get(key) else ""
+
+    yield "Rows that are not used", _reasons(facts, refused) if refused else ""
+    yield "Sources", _sources(facts["by_source"])
+    yield "Slices", shown(lambda told: _slices(told, facts.get("thin", 0)), "by_slice")
+    yield "Lengths of answers", shown(lambda told: _lengths(told) + _bias(facts), "lengths")
+    yield "Lengths in tokens", shown(_tokens, "tokens")
+    yield "What is in the texts", shown(lambda told: _findings(told, facts["counts"]), "findings")
+    yield "Languages", shown(_languages, "languages")
+    yield "Annotators", shown(lambda told: _agreement(told, facts["labels"]), "agreement")
+    yield "Prompts that are nearly the same", shown(_near, "near")
+    yield "Expectations", shown(_expectations, "expectations")
+    yield f"{len(pairs)} pairs, the first by id", _pairs(pairs) if pairs else ""
 
 
 def _balance(counts: Mapping[str, Any], broken: int) -> str:
@@ -76,15 +88,22 @@ def _sources(by_source: Mapping[str, Mapping[str, int]]) -> Html:
     )
 
 
-def _slices(by_slice: Mapping[str, Mapping[str, int]]) -> Html:
-    """The thin ones first: they are what evaluation can say least about."""
+def _slices(by_slice: Mapping[str, Mapping[str, int]], thin: int) -> Html:
+    """The thin ones first: they are what training and evaluation can say least about."""
     columns = ("train_pairs", "heldout_pairs", "train_prompts", "heldout_prompts")
-    thin = sorted(by_slice.items(), key=lambda item: (sum(item[1].values()), item[0]))
-    shown = table(
-        ("slice", *(name.replace("_", " ") for name in columns)),
-        ((name, *(told.get(each, 0) for each in columns)) for name, told in thin[:_MAX_SLICES]),
-    )
-    more = f"<p>and {len(thin) - _MAX_SLICES:,} larger ones</p>" if len(thin) > _MAX_SLICES else ""
+    smallest = sorted(by_slice.items(), key=lambda item: (sum(item[1].values()), item[0]))
+    rows: list[Sequence[str | int | Html]] = [
+        (
+            Html(f'<td class="unsure">{escape(name)} (thin)</td>')
+            if 0 < told.get("train_pairs", 0) < thin
+            else name,
+            *(told.get(each, 0) for each in columns),
+        )
+        for name, told in smallest[:_MAX_SLICES]
+    ]
+    rest = len(smallest) - _MAX_SLICES
+    more = f"<p>and {rest:,} larger ones</p>" if rest > 0 else ""
+    shown = table(("slice", *(name.replace("_", " ") for name in columns)), rows)
     return Html(shown + more)
 
 
@@ -107,9 +126,62 @@ def _bias(facts: Mapping[str, Any]) -> str:
     if not told:
         return ""
     return (
-        f"<p>chosen is the longer one in {told['chosen_longer_share']:.1%} of "
-        f"{told['num_pairs']:,} training pairs, {told['mean_length_ratio']:.2f} times as long on "
-        "average. A model learns that, too.</p>"
+        f"<p>chosen is the longer one in {told['chosen_longer']:.1%} "
+        f"[{told['low']:.1%}, {told['high']:.1%}] of {told['n']:,} training pairs with answers of "
+        f"unlike length, {told['length_ratio']:.2f} times as long on average. A model learns that, "
+        "too.</p>"
+    )
+
+
+def _tokens(told: Mapping[str, Mapping[str, int]]) -> Html:
+    names = ("p50", "p95", "p99", "max")
+    return table(
+        ("of kept pairs", "middle", "95 of 100 at most", "99 of 100 at most", "longest"),
+        (
+            (what.removesuffix("_tokens"), *(lengths[name] for name in names))
+            for what, lengths in told.items()
+        ),
+    )
+
+
+def _findings(told: Mapping[str, int], counts: Mapping[str, Any]) -> Html:
+    out = counts["quarantined"]
+    return table(
+        ("finding", "rows", "taken out for it"),
+        ((name, count, out.get(name, "")) for name, count in told.items()),
+    )
+
+
+def _languages(told: Mapping[str, int]) -> Html:
+    return table(("language", "rows kept"), told.items())
+
+
+def _agreement(told: Mapping[str, Any], labels: Mapping[str, int]) -> str:
+    decided = ", ".join(f"{count:,} {label}" for label, count in labels.items())
+    rows: list[Sequence[str | int | Html]] = [
+        (" and ".join(each["annotators"]), each["num_rows"], _kappa(each["kappa"]))
+        for each in told["cohen_kappas"]
+    ]
+    return (
+        f"<p>{told['num_annotators']:,} people voted on {told['num_rows']:,} pairs that two or "
+        f"more of them saw; two votes on one pair are the same in {told['agreeing']:.1%}, Fleiss' "
+        f"kappa is {_kappa(told['fleiss_kappa'])}. Pairs became {escape(decided)}.</p>"
+        + table(("annotators", "pairs both saw", "Cohen's kappa"), rows)
+    )
+
+
+def _kappa(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _near(told: Mapping[str, Any]) -> str:
+    if not told["num_clusters"]:
+        return ""
+    return (
+        f"<p>{told['num_prompts']:,} prompts hang together in {told['num_clusters']:,} clusters: "
+        "they share most of their text, or their conversations begin alike. A cluster is on one "
+        f"side of the split; the largest has {told['largest']:,} prompts.</p>"
+        + table(("the first of it", "prompts"), told["such_as"].items())
     )
 
 

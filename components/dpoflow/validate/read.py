@@ -1,8 +1,8 @@
-"""From pinned files to canonical rows, counted.
+"""From pinned files to the ledger, on all processors.
 
 Reads   the folder that snapshot pinned
 Gives   `read_into`: every row of every file is in the ledger, as a row or as a refusal; `FileFacts`
-Not     what only the whole set shows: see ledger.py
+Not     looking at a row (row.py), what only the whole set shows (ledger.py)
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dpoflow.contracts.pairs import Source, with_system
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import Source
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats import registry
@@ -21,10 +22,14 @@ from dpoflow.sources.pinned import FILES, Pinned, read_pinned
 from dpoflow.sources.reasons import Quarantine
 from dpoflow.state.events import Events
 from dpoflow.validate import excerpt
-from dpoflow.validate.checks import check
+from dpoflow.validate.contamination import Evaluations
+from dpoflow.validate.crew import Crew
 from dpoflow.validate.ledger import Ledger
+from dpoflow.validate.row import Batch, tokenizer_of
 
 MAX_FIELDS_NAMED = 50
+_BATCH = 1000
+_BATCH_CHARS = 4_000_000
 
 
 @dataclass
@@ -36,6 +41,7 @@ class FileFacts:
     format: str
     licence: str
     sha256: str
+    role: str
     num_rows: int = 0
     fields_not_used: set[str] = field(default_factory=set)
     """Fields of its rows that the format has no use for."""
@@ -46,30 +52,81 @@ class FileFacts:
 
 
 def read_into(
-    ledger: Ledger, data: Path, config: ValidateConfig, events: Events
+    ledger: Ledger, data: Path, model: Path | None, config: ValidateConfig, events: Events
 ) -> list[FileFacts]:
-    """Read every pinned file, in the order of their names."""
-    return [_read_file(ledger, data, pinned, config, events) for pinned in read_pinned(data)]
-
-
-def _read_file(
-    ledger: Ledger, data: Path, pinned: Pinned, config: ValidateConfig, events: Events
-) -> FileFacts:
-    rows = read_rows(
-        data / FILES / pinned.sha256,
-        pinned.name,
-        max_line_mb=config.max_line_mb,
-        max_unpacked_gb=config.max_unpacked_gb,
-    )
-    form, rows = _format_of(pinned, rows)
-    facts = FileFacts(pinned.source, pinned.name, form.name, pinned.licence, pinned.sha256)
-    for row_id, row in events.track(rows, f"read {excerpt.plain(pinned.name)}"):
-        facts.num_rows += 1
-        if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
-            facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - form.reads}
-        origin = Source(dataset=pinned.source, row=row_id, licence=pinned.licence)
-        _take(ledger, row, form, origin, pinned, max_chars=config.max_chars)
+    """Read every pinned file, in the order of their names; what is evaluation's first."""
+    facts, evaluations = list[FileFacts](), Evaluations()
+    pinned = read_pinned(data)
+    for each in pinned:
+        if each.role == "evaluation":
+            facts.append(_FileReader(data, each, config, events).learn(evaluations))
+    with Crew(config, tokenizer_of(model, config), evaluations) as crew:
+        for each in pinned:
+            if each.role != "evaluation":
+                reader = _FileReader(data, each, config, events)
+                for columns in crew.look_at(reader.batches()):
+                    ledger.add(columns)
+                facts.append(reader.facts)
     return facts
+
+
+class _FileReader:
+    """One file's rows, counted as they pass."""
+
+    def __init__(self, data: Path, pinned: Pinned, config: ValidateConfig, events: Events) -> None:
+        rows = read_rows(
+            data / FILES / pinned.sha256,
+            pinned.name,
+            max_line_mb=config.max_line_mb,
+            max_unpacked_gb=config.max_unpacked_gb,
+        )
+        self._form, self._rows = _format_of(pinned, rows)
+        self._pinned, self._events = pinned, events
+        self.facts = FileFacts(
+            pinned.source, pinned.name, self._form.name, pinned.licence, pinned.sha256, pinned.role
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Its rows, some at a time."""
+        some, size = list[tuple[str, Raw]](), 0
+        for row_id, row in self._counted():
+            some.append((row_id, row))
+            size += _num_chars(row)
+            if len(some) == _BATCH or size > _BATCH_CHARS:
+                yield Batch(self._pinned, self._form.name, some)
+                some, size = [], 0
+        if some:
+            yield Batch(self._pinned, self._form.name, some)
+
+    def learn(self, evaluations: Evaluations) -> FileFacts:
+        """Take the rows for an evaluation set. A set that is known in part protects nobody."""
+        for row_id, row in self._counted():
+            where = Source(dataset=self._pinned.source, row=row_id)
+            try:
+                item = registry.convert(row, self._form, where)
+            except Quarantine as refusal:
+                raise DataRejected(
+                    f"{excerpt.plain(row_id)} of the evaluation set {self._pinned.source} cannot "
+                    f"be read ({excerpt.plain(str(refusal))}), so nothing can be held against it; "
+                    "mend the row, or take the set out of data.evaluation_sets"
+                ) from None
+            evaluations.add(item, self._pinned.source)
+        return self.facts
+
+    def _counted(self) -> Iterator[tuple[str, Raw]]:
+        facts, reads = self.facts, self._form.reads
+        shown = f"read {excerpt.plain(self._pinned.name)}"
+        for row_id, row in self._events.track(self._rows, shown):
+            facts.num_rows += 1
+            if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
+                facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - reads}
+            yield row_id, row
+
+
+def _num_chars(row: Raw) -> int:
+    """About; deep inside, texts are not counted."""
+    values = row.values() if isinstance(row, dict) else ()
+    return sum(len(value) for value in values if isinstance(value, str))
 
 
 def _format_of(
@@ -79,19 +136,3 @@ def _format_of(
         return registry.FORMATS[pinned.format], rows
     first = list(islice(rows, registry.LOOK_AT))
     return registry.recognise([row for _, row in first], pinned.name), chain(first, rows)
-
-
-def _take(
-    ledger: Ledger, row: Raw, form: Format, origin: Source, pinned: Pinned, *, max_chars: int
-) -> None:
-    try:
-        item = with_system(registry.convert(row, form, origin), pinned.system)
-        check(item, max_chars=max_chars)
-    except Quarantine as refusal:
-        glimpse = "" if isinstance(row, Quarantine) else excerpt.of_row(row)
-        ledger.refuse(origin, refusal.code, refusal.detail, glimpse)
-    else:
-        if pinned.replayed:  # the policy may have learnt from it: it can test nothing any more
-            ledger.add(item, origin, origin="replayed", split="train")
-        else:
-            ledger.add(item, origin)

@@ -6,7 +6,6 @@ Not     deciding what is too much: see step.py
 """
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,15 @@ def write(
         "by_source": ledger.by_source(kind),
         "by_slice": ledger.by_slice(),
         "lengths": ledger.length_histogram(),
+        "tokens": ledger.token_lengths(),
+        "languages": ledger.languages(),
+        "findings": ledger.findings(),
+        "labels": ledger.labels(),
         **facts,
     }
     text = json.dumps(page, indent=1, ensure_ascii=False)
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
-    some = list(islice(ledger.pairs(), _PAIRS))
-    shown = data_page(page, ledger.examples(_EXAMPLES), some)
+    shown = data_page(page, ledger.examples(_EXAMPLES), ledger.some_pairs(_PAIRS))
     (folder / PAGE).write_text(shown, encoding="utf-8")
 
 

@@ -1,20 +1,24 @@
-"""Which prompts are held out: decided by the prompt alone, so data that is added moves none.
+"""Which prompts are held out: decided by the prompt alone, so that a held-out one stays held out.
 
-Reads   prompt ids
-Gives   `side_of`, `rank`, `normalised`
-Not     counting or writing sides: see ledger.py
+Reads   prompts
+Gives   `side_of`, `rank`, `root_of`, `normalised`
+Not     which prompts hang together: see near.py; writing sides: see ledger.py
+
+A conversation is drawn by how it begins, so all that share a beginning share a side. A cluster of
+prompts that are nearly the same is held out as soon as one of them is drawn: data that is added can
+move a prompt out of training, and none into it.
 """
 
 import hashlib
-import unicodedata
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, Split
+from dpoflow.validate.near import plain
 
 
-def side_of(prompt_id: str, *, seed: int, heldout_fraction: float) -> Split:
-    """`heldout` for the given share of all prompts there could be."""
-    drawn = int(rank(prompt_id, seed=seed)[:16], 16) / 2**64  # uniform in [0, 1)
+def side_of(drawn_by: str, *, seed: int, heldout_fraction: float) -> Split:
+    """`heldout` for the given share of all ids there could be."""
+    drawn = int(rank(drawn_by, seed=seed)[:16], 16) / 2**64  # uniform in [0, 1)
     return "heldout" if drawn < heldout_fraction else "train"
 
 
@@ -23,10 +27,17 @@ def rank(some_id: str, *, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{some_id}".encode()).hexdigest()
 
 
+def root_of(prompt: tuple[Message, ...]) -> str:
+    """sha256 of how the conversation begins: its first turn but a system message, plain."""
+    first = next(turn for turn in prompt if turn.role != "system")
+    return hashlib.sha256(plain(first.content).encode()).hexdigest()
+
+
 def normalised(prompt: tuple[Message, ...]) -> str:
     """sha256 of a prompt without its case, blanks and Unicode spelling: near-copies share it."""
-    return sha256_json([[turn.role, _plain(turn.content)] for turn in prompt])
+    return sha256_json([[turn.role, plain(turn.content)] for turn in prompt])
 
 
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def asked(prompt: tuple[Message, ...]) -> str:
+    """The whole conversation so far as one plain text, without a system message."""
+    return plain("\n".join(turn.content for turn in prompt if turn.role != "system"))

@@ -5,7 +5,6 @@ Gives   pairs and prompts with their split, a report, every unused row with its 
 Not     formats (sources/), making pairs (synthesize/), training
 """
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,25 +15,33 @@ from dpoflow.contracts.pairs import (
     Source,
     read_parquet,
     write_parquet,
+    write_tables,
 )
 from dpoflow.contracts.results import Counts, ValidateResult
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.sources.reasons import HARMLESS, Quarantine
 from dpoflow.state.step import StepState
 from dpoflow.validate import report as reports
+from dpoflow.validate.agreement import agreement_of
 from dpoflow.validate.checks import check
 from dpoflow.validate.excerpt import of_item
-from dpoflow.validate.ledger import Ledger
+from dpoflow.validate.ledger import Ledger, Origin, quality_columns
+from dpoflow.validate.limits import Limit, limits_of
 from dpoflow.validate.read import read_into
+from dpoflow.validate.row import Columns, refused, row_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dpoflow.validate.expectations import Observer, Row, SuiteName
+    import pyarrow as pa
+
+    from dpoflow.validate.expectations import Observer, SuiteName
 
 PAIRS = "pairs.parquet"
 PROMPTS = "prompts.parquet"
 TRAIN = "train.parquet"
+_A_TEMPLATE = 20
+"""Prompts of one cluster; fewer may be near by chance."""
 
 
 def run(
@@ -45,29 +52,40 @@ def run(
     prompts: Path,
     report: Path,
     state: StepState,
+    model: Path | None = None,
 ) -> ValidateResult:
-    """Read what was pinned, keep what is sound, say what is not, draw the split."""
-    with Ledger(state.work / "rows.sqlite", config) as ledger:
-        files = read_into(ledger, data, config, state.events)
+    """Read what was pinned, keep what is sound, say what is not, draw the split.
+
+    `model` is the policy: its tokenizer counts tokens. Without it nothing does.
+    """
+    with Ledger(state.work / "rows.sqlite") as ledger:
+        files = read_into(ledger, data, model, config, state.events)
         ledger.index()
+        ledger.draw_sides(config.near_similarity)
         ledger.drop_duplicates()
         ledger.drop_conflicts()
+        ledger.drop_old_leaks()
         if config.max_pairs is not None:
             ledger.select(config.max_pairs)
         ledger.select_replayed(config.replay_per_new)
         counts = _balanced(ledger.counts())
-        facts: dict[str, Any] = {"files": [each.told() for each in files]}
+        facts = _measured(ledger) | {
+            "files": [each.told() for each in files],
+            "near": ledger.near(),
+        }
         _refuse_too_little(ledger, counts, config, report, facts)
+        _refuse_one_template(facts["near"], config)
 
         watched = _Watched(config)
-        write_parquet(watched("pairs", ledger.pairs()), PreferencePair, pairs / PAIRS)
-        write_parquet(watched("prompts", ledger.prompts()), Prompt, prompts / PROMPTS)
+        write_tables(watched("pairs", ledger.tables("pair")), PreferencePair, pairs / PAIRS)
+        write_tables(watched("prompts", ledger.tables("prompt")), Prompt, prompts / PROMPTS)
         return _conclude(
             ledger,
             counts,
             watched,
             report,
             state,
+            config,
             facts=facts,
             num_prompts=ledger.num_kept("prompt", "train"),
             num_heldout_prompts=ledger.num_kept("prompt", "heldout"),
@@ -87,27 +105,33 @@ def merge(
     state: StepState,
 ) -> ValidateResult:
     """Join human and synthetic pairs; nothing that is held out may be trained on."""
-    with Ledger(state.work / "rows.sqlite", config) as ledger:
-        _take_heldout_prompts(ledger, prompts / PROMPTS)
-        for pair in state.events.track(read_parquet(pairs / PAIRS, PreferencePair), "human pairs"):
-            ledger.add(pair, pair.source, split=pair.split)
-        made = read_parquet(synthetic / PAIRS, PreferencePair)
-        for pair in state.events.track(made, "synthetic pairs"):
-            _take_synthetic(ledger, pair, config)
+    with Ledger(state.work / "rows.sqlite") as ledger:
+        asked = (
+            each for each in read_parquet(prompts / PROMPTS, Prompt) if each.split == "heldout"
+        )
+        ledger.add(_known(each, config, "human") for each in asked)
+        given = state.events.track(read_parquet(pairs / PAIRS, PreferencePair), "human pairs")
+        ledger.add(_known(each, config, "human") for each in given)
+        made = state.events.track(
+            read_parquet(synthetic / PAIRS, PreferencePair), "synthetic pairs"
+        )
+        ledger.add(_made(each, config) for each in made)
         ledger.index()
         ledger.drop_not_preferred()
         ledger.drop_duplicates()
         ledger.drop_conflicts()
         ledger.drop_leaks()
         counts = _balanced(ledger.counts("pair"))
-        facts = {"length_bias": _length_bias(ledger)}
+        facts = _measured(ledger)
         _refuse_too_few(ledger, counts, config, report, facts)
 
         watched = _Watched(config)
-        for _ in watched("synthetic", ledger.pairs(origin="synthetic")):
+        for _ in watched("synthetic", ledger.tables("pair", origin="synthetic")):
             pass
-        write_parquet(watched("pairs", ledger.pairs("train")), PreferencePair, training / TRAIN)
-        write_parquet(watched("pairs", ledger.pairs("heldout")), PreferencePair, heldout / PAIRS)
+        learnt = watched("pairs", ledger.tables("pair", "train"))
+        write_tables(learnt, PreferencePair, training / TRAIN)
+        kept_out = watched("pairs", ledger.tables("pair", "heldout"))
+        write_tables(kept_out, PreferencePair, heldout / PAIRS)
         num_asked = write_parquet(ledger.heldout_prompts(), Prompt, heldout / PROMPTS)
         return _conclude(
             ledger,
@@ -115,6 +139,7 @@ def merge(
             watched,
             report,
             state,
+            config,
             facts=facts,
             num_prompts=ledger.num_prompts("train"),
             num_heldout_prompts=num_asked,
@@ -124,22 +149,26 @@ def merge(
 
 
 class _Watched:
-    """Rows on their way to a file, seen by Great Expectations; loaded only if there are rows."""
+    """Tables on their way to a file, seen by Great Expectations; loaded only if there are rows."""
 
     def __init__(self, config: ValidateConfig) -> None:
-        self._max_chars = config.max_chars
-        self._observers: dict[SuiteName, Observer] = {}
+        self._config = config
+        self._observers: dict[str, Observer] = {}
 
-    def __call__(self, suite: "SuiteName", rows: "Iterator[Row]") -> "Iterator[Row]":
-        """The same rows, held against one suite."""
-        first = next(rows, None)
-        if first is None:
-            return
-        from dpoflow.validate.expectations import Observer  # takes seconds
+    def __call__(self, suite: "SuiteName", tables: "Iterator[pa.Table]") -> "Iterator[pa.Table]":
+        """The same tables, held against one suite."""
+        for table in tables:
+            self._observer(suite).look(table)
+            yield table
+
+    def _observer(self, suite: "SuiteName") -> "Observer":
+        from dpoflow.validate.expectations import Bounds, Observer, suite_of  # takes seconds
 
         if suite not in self._observers:
-            self._observers[suite] = Observer(suite, max_chars=self._max_chars)
-        yield from self._observers[suite].watch(itertools.chain([first], rows))
+            config = self._config
+            bounds = Bounds(config.max_chars, config.max_prompt_tokens, config.max_answer_tokens)
+            self._observers[suite] = Observer(suite, suite_of(suite, bounds))
+        return self._observers[suite]
 
     @property
     def held(self) -> dict[str, bool]:
@@ -152,20 +181,31 @@ class _Watched:
         return dict(item for seen in self._observers.values() for item in seen.broken_by.items())
 
 
-def _take_heldout_prompts(ledger: Ledger, path: Path) -> None:
-    for prompt in read_parquet(path, Prompt):
-        if prompt.split == "heldout":
-            ledger.add(prompt, prompt.source, split="heldout")
+def _known(item: PreferencePair | Prompt, config: ValidateConfig, origin: Origin) -> Columns:
+    """The columns of what an earlier validate kept: its side and its measures stay."""
+    columns = row_columns(item, item.source, seed=config.seed, origin=origin)
+    quality = item.quality if isinstance(item, PreferencePair) else None
+    return columns | (quality_columns(quality) if quality else {}) | {"side": item.split}
 
 
-def _take_synthetic(ledger: Ledger, pair: PreferencePair, config: ValidateConfig) -> None:
+def _made(pair: PreferencePair, config: ValidateConfig) -> Columns:
     where = Source(dataset="synthetic", row=pair.source.row, licence=pair.source.licence)
     try:
         check(pair, max_chars=config.max_chars)
     except Quarantine as refusal:
-        ledger.refuse(where, refusal.code, refusal.detail, of_item(pair), kind="pair")
-    else:
-        ledger.add(pair, where, origin="synthetic", split=pair.split)
+        return refused(where, refusal.code, refusal.detail, of_item(pair), kind="pair")
+    # Named after what asked for it, but counted as what it is.
+    return _known(pair, config, "synthetic") | {"dataset": where.dataset}
+
+
+def _measured(ledger: Ledger) -> dict[str, Any]:
+    """What both tasks report of the kept rows."""
+    origins: dict[str, Origin | None] = {"all": None, "human": "human", "synthetic": "synthetic"}
+    biases = {name: ledger.lengths(origin) for name, origin in origins.items()}
+    return {
+        "length_bias": {name: bias.model_dump() if bias else None for name, bias in biases.items()},
+        "agreement": agreement_of(ledger.votes()),
+    }
 
 
 def _balanced(counts: Counts) -> Counts:
@@ -193,6 +233,19 @@ def _refuse_too_little(
     )
 
 
+def _refuse_one_template(near: dict[str, Any], config: ValidateConfig) -> None:
+    """A cluster is on one side as a whole: one of nearly everything leaves nothing to train on."""
+    size, num_prompts = near["largest_heldout"], near["of_prompts"]
+    if size < _A_TEMPLATE or 2 * size <= num_prompts:
+        return
+    raise DataRejected(
+        f"{size} of {num_prompts} prompts are nearly the same (such as "
+        f"{next(iter(near['such_as']))}), so all of them would be held out and none trained on; "
+        "put what they share into a system message (data.sources[].system), or raise "
+        f"data.near_similarity ({config.near_similarity:g}): at 1 only equal ones hang together"
+    )
+
+
 def _refuse_too_few(
     ledger: Ledger, counts: Counts, config: ValidateConfig, report: Path, facts: dict[str, Any]
 ) -> None:
@@ -210,12 +263,19 @@ def _refuse_too_few(
     )
 
 
-def _length_bias(ledger: Ledger) -> dict[str, dict[str, float] | None]:
-    return {
-        "all": ledger.lengths(),
-        "human": ledger.lengths("human"),
-        "synthetic": ledger.lengths("synthetic"),
-    }
+def _limits(
+    ledger: Ledger, counts: Counts, config: ValidateConfig, facts: dict[str, Any]
+) -> list[Limit]:
+    return list(
+        limits_of(
+            config,
+            counts,
+            findings=ledger.findings(),
+            labels=ledger.labels(),
+            agreement=facts["agreement"],
+            bias=ledger.lengths(),
+        )
+    )
 
 
 def _conclude(
@@ -224,6 +284,7 @@ def _conclude(
     watched: _Watched,
     report: Path,
     state: StepState,
+    config: ValidateConfig,
     *,
     facts: dict[str, Any],
     num_prompts: int,
@@ -232,15 +293,26 @@ def _conclude(
     kind: Literal["pair"] | None = None,
 ) -> ValidateResult:
     """Write the report, refuse where an expectation broke, and say what there is."""
-    reports.write(
-        report,
-        ledger,
-        counts,
-        facts={**facts, "pairs_digest": pairs_digest, "expectations": watched.held},
-        kind=kind,
-    )
+    limits = _limits(ledger, counts, config, facts)
+    held, broken = watched.held, list[Limit]()
+    if limits:
+        from dpoflow.validate.expectations import broken_limits
+
+        of_the_whole, broken = broken_limits(limits)
+        held |= of_the_whole
+    facts = facts | {
+        "pairs_digest": pairs_digest,
+        "expectations": held,
+        "thin": config.min_slice_pairs,
+    }
+    reports.write(report, ledger, counts, facts=facts, kind=kind)
     for name, ids in watched.broken_by.items():
         raise DataRejected(f"{name} does not hold for rows {', '.join(ids[:5]) or '(all)'}")
+    if broken:
+        raise DataRejected(
+            "; ".join(f"{each.told}, {each.asked}" for each in broken)
+            + f"; look at {report / reports.PAGE}, mend the data, or change what is asked"
+        )
     result = ValidateResult(
         counts=counts,
         num_pairs=ledger.num_kept("pair", "train"),
@@ -248,7 +320,7 @@ def _conclude(
         num_prompts=num_prompts,
         num_heldout_prompts=num_heldout_prompts,
         slices={name: sum(told.values()) for name, told in ledger.by_slice().items()},
-        expectations=watched.held,
+        expectations=held,
         pairs_digest=pairs_digest,
     )
     unused = reports.reasons(ledger, counts)

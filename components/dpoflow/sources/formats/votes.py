@@ -59,6 +59,7 @@ def convert(row: Row, origin: Source) -> PreferencePair:
         votes=tuple(
             Vote(
                 annotator=name,
+                order="chosen_first" if chosen == 1 else "rejected_first",
                 verdict="tie" if vote == 0 else "chosen" if vote == chosen else "rejected",
             )
             for name, vote in votes.items()

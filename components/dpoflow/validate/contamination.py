@@ -1,0 +1,109 @@
+"""Whether a text was taken from an evaluation set: the same question, or thirteen words in a row.
+
+Reads   prompts of evaluation sets, texts of pairs
+Gives   `Evaluations` (what the sets hold), `Overlap` (finds it again)
+Not     what is held out of one's own data: see split.py
+
+Thirteen words in a row, case and punctuation aside, as for GPT-3 (Brown et al. 2020, appendix C).
+A question that is shorter is found only where it is asked again as a whole. What many sets quote,
+such as a licence or a template, is an overlap too: the row is out, and the report says of what.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpoflow.contracts.pairs import PreferencePair, Prompt
+from dpoflow.validate.near import plain
+
+GRAM = 13
+_WORD = re.compile(r"\w+")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_BETWEEN = ""
+"""Stands between two texts; no word equals it, so that no run of words crosses it."""
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, plain."""
+    return _WORD.findall(plain(text))
+
+
+@dataclass
+class Evaluations:
+    """Questions and runs of words to the evaluation set they are of."""
+
+    questions: dict[str, str] = field(default_factory=dict)
+    """The last turn, as words with one blank between them, to its set."""
+    grams: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def add(self, item: Prompt | PreferencePair, name: str) -> None:
+        """What the set `name` asks, and the answers it gives."""
+        texts = [turn.content for turn in item.prompt if turn.role != "system"]
+        texts += (
+            [item.chosen.content, item.rejected.content]
+            if isinstance(item, PreferencePair)
+            else [item.reference or ""]
+        )
+        self.questions.setdefault(" ".join(words(item.prompt[-1].content)), name)
+        for text in texts:
+            told = words(text)
+            for at in range(len(told) - GRAM + 1):
+                self.grams.setdefault(tuple(told[at : at + GRAM]), name)
+
+
+class Overlap:
+    """Finds what `Evaluations` holds, in many texts at once."""
+
+    def __init__(self, held: Evaluations) -> None:
+        self._held = held
+        hashed = [int(_hashed(gram)[0]) for gram in held.grams]
+        self._hashes = np.sort(np.array(hashed, np.uint64))
+
+    def of(self, texts: Sequence[Sequence[str]]) -> list[str | None]:
+        """For each row of texts (its turns, its answers) the first evaluation set it quotes."""
+        told = [[words(text) for text in row] for row in texts]
+        found = [self._asked(row) for row in told]
+        if not len(self._hashes):
+            return found
+        every = list[str]()
+        starts = np.zeros(len(told) + 1, np.int64)
+        for at, row in enumerate(told):
+            for text in row:
+                every += text
+                every.append(_BETWEEN)
+            starts[at + 1] = len(every)
+        for place in self._hits(every):
+            row_at = int(np.searchsorted(starts, place, "right")) - 1
+            gram = tuple(every[place : place + GRAM])
+            if found[row_at] is None and gram in self._held.grams:
+                found[row_at] = f"{self._held.grams[gram]}: {' '.join(gram[:6])} …"
+        return found
+
+    def _asked(self, row: Iterable[list[str]]) -> str | None:
+        for text in row:
+            asked = " ".join(text)
+            if asked and asked in self._held.questions:
+                return f"{self._held.questions[asked]}: the same question"
+        return None
+
+    def _hits(self, every: list[str]) -> list[int]:
+        """Where runs begin whose hash is that of a gram."""
+        hashes = _hashed(every)
+        at = np.searchsorted(self._hashes, hashes)
+        at[at == len(self._hashes)] = 0
+        return np.flatnonzero(self._hashes[at] == hashes).tolist()
+
+
+def _hashed(every: Sequence[str]) -> NDArray[Any]:
+    """The hash of each run of `GRAM` words; good within this process only."""
+    if len(every) < GRAM:
+        return np.empty(0, np.uint64)
+    each = np.fromiter(map(hash, every), np.int64, len(every)).view(np.uint64)
+    made = np.zeros(len(every) - GRAM + 1, np.uint64)
+    for at in range(GRAM):
+        made = made * _MIX + each[at : at + len(made)]
+    return made

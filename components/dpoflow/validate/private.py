@@ -1,0 +1,103 @@
+"""What should not be learnt by heart: personal data and secrets, by kind, never the thing itself.
+
+Reads   a text
+Gives   `personal_in`, `secrets_in`: names of what is in it
+Not     what becomes of the row: see findings.py
+
+Shapes are found with regular expressions and then held against what their owners publish: numbering
+plans (phonenumbers), check digits (python-stdnum), the keys that providers hand out
+(detect-secrets, its detectors of one unmistakable shape). Words and names are not looked at.
+"""
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_MAIL = re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
+_DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
+_CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.])")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+_SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
+_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
+
+_LONG = re.compile(r"\S{20}|PRIVATE KEY")
+"""No secret that we know is without one of these; few texts have one."""
+_DETECTORS = (
+    "AWSKeyDetector",
+    "AzureStorageKeyDetector",
+    "BasicAuthDetector",
+    "DiscordBotTokenDetector",
+    "GitHubTokenDetector",
+    "GitLabTokenDetector",
+    "JwtTokenDetector",
+    "MailchimpDetector",
+    "NpmDetector",
+    "OpenAIDetector",
+    "PrivateKeyDetector",
+    "PypiTokenDetector",
+    "SendGridDetector",
+    "SlackDetector",
+    "SquareOAuthDetector",
+    "StripeDetector",
+    "TelegramBotTokenDetector",
+    "TwilioKeyDetector",
+)
+
+
+def personal_in(text: str, region: str) -> set[str]:
+    """Which of mail, phone, card, iban, ssn, address (IP) are in `text`.
+
+    Numbers without a country code are read as those of `region` (ISO 3166).
+    """
+    found = {"mail"} if "@" in text and _MAIL.search(text) else set[str]()
+    if _ADDRESS.search(text) and any(map(_is_public, _ADDRESS.findall(text))):
+        found.add("address")
+    if _DIGITS.search(text):
+        found |= set(_numbers(text, region))
+    return found
+
+
+def secrets_in(text: str) -> set[str]:
+    """Whose keys are in `text`, such as `AWS Access Key`."""
+    if not _LONG.search(text):
+        return set()
+    return {
+        str(each.secret_type)
+        for each in _detectors()
+        if any(any(pattern.finditer(text)) for pattern in each.denylist)
+    }
+
+
+def _numbers(text: str, region: str) -> Iterator[str]:
+    import phonenumbers
+    from stdnum import iban, luhn
+    from stdnum.us import ssn
+
+    cards = [re.sub(r"[ -]", "", each) for each in _CARD.findall(text)]
+    # Every tenth run of digits passes the check: cards also begin with 2 to 6.
+    if any(each[0] in "23456" and luhn.is_valid(each) for each in cards):
+        yield "card"
+    if any(map(iban.is_valid, _IBAN.findall(text))):
+        yield "iban"
+    if any(map(ssn.is_valid, _SSN.findall(text))):
+        yield "ssn"
+    if any(True for _ in phonenumbers.PhoneNumberMatcher(text, region)):
+        yield "phone"
+
+
+def _is_public(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+@functools.cache
+def _detectors() -> tuple[Any, ...]:
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    kinds: Any = get_mapping_from_secret_type_to_class().values()
+    known = {kind.__name__: kind for kind in kinds}
+    return tuple(known[name]() for name in _DETECTORS)
