@@ -60,6 +60,12 @@ class Workshop:
             sources.append(SourceConfig(uri=str(path)))
         snapshot_data.pin(self.find(*sources), self.folder("data"), self.state.events)
 
+    def of_file(self, path: Path, form: str = "auto", **knobs: Any) -> Seen:
+        """On a file that is there."""
+        located = self.find(SourceConfig.model_validate({"uri": str(path), "format": form}))
+        snapshot_data.pin(located, self.folder("data"), self.state.events)
+        return self.run_pinned(**knobs)
+
     def find(self, *sources: SourceConfig) -> list[snapshot_data.Located]:
         named = {
             role: tuple(each for each in sources if Path(each.uri).name.startswith(role))

@@ -2,10 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import ftfy
 import pytest
+from sklearn.metrics import cohen_kappa_score
 from tests.published import FOLDER, needs_data
+from tests.workshop import Workshop
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Source
@@ -120,6 +125,81 @@ def test_pandalms_pairs_are_as_its_three_annotators_voted() -> None:
             assert pair.label == "preferred"
             assert pair.chosen.content == row[f"response{winner}"]
             assert pair.rejected.content == row[f"response{3 - winner}"]
+
+
+def test_pandalms_annotators_agree_as_scikit_learn_says(tmp_path: Path) -> None:
+    name = "pandalm/testset_v1_dev200.json"
+    seen = Workshop(tmp_path).of_file(FOLDER / name)
+    broken = {line["row"].rpartition(":")[2] for line in seen.quarantine}
+    counted = [row for at, row in enumerate(raw(name), start=1) if str(at) not in broken]
+
+    told = seen.report["agreement"]
+
+    assert told["num_rows"] == len(counted)
+    assert len(told["cohen_kappas"]) == 3
+    for each in told["cohen_kappas"]:
+        one, other = ([int(row[name]) for row in counted] for name in each["annotators"])
+        assert each["kappa"] == pytest.approx(cohen_kappa_score(one, other), abs=1e-12)
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "wrong_type": lambda row: not all(isinstance(row[f"response{n}"], str) for n in (1, 2)),
+    "empty_rejected": lambda row: not all(row[f"response{n}"].strip() for n in (1, 2)),
+    "empty_chosen": lambda row: not all(row[f"response{n}"].strip() for n in (1, 2)),
+    "damaged_text": lambda row: ftfy.fix_encoding(str(row)) != str(row),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hh_rlhf/harmless_base_test_dev400.jsonl",
+        "llamafactory/dpo_en_demo.json",
+        "llamafactory/v1_dpo_demo.jsonl",
+        "pandalm/testset_v1_dev200.json",
+    ],
+)
+def test_counts_balance_and_what_is_out_is_broken(tmp_path: Path, name: str) -> None:
+    rows, seen = raw(name), Workshop(tmp_path).of_file(FOLDER / name)
+    counts = seen.result.counts
+
+    assert counts.num_in == len(rows)
+    assert counts.num_kept == len(seen.pairs) == len(rows) - len(seen.quarantine)
+    assert sum(counts.quarantined.values()) == len(seen.quarantine)
+    for line in seen.quarantine:
+        row = rows[int(line["row"].rpartition(":")[2]) - 1]
+        if line["reason"] == "duplicate":
+            of = rows[int(line["detail"].rpartition(":")[2]) - 1]
+            assert _texts(of) == _texts(row)
+        else:
+            assert BROKEN[line["reason"]](row), line
+
+
+def _texts(row: dict[str, Any]) -> Counter[str]:
+    """Every text of a row, in whatever order."""
+    found = Counter[str]()
+    waiting: list[Any] = [
+        value for key, value in row.items() if not key.startswith(("annotator", "idx", "cmp"))
+    ]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found[value.strip()] += 1
+        elif isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["model0_input_file", "model1_input_file", "full_helpfulness-full"]
+)
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "canonical"])
+def test_answers_without_a_preference_make_no_pair_whatever_they_are_taken_for(
+    tmp_path: Path, name: str, form: str
+) -> None:
+    """What Tulu 3's synthetic preferences are made of, before anybody rated it."""
+    with pytest.raises(DataRejected, match=r"2 of 2 rows cannot be used, nothing is left"):
+        Workshop(tmp_path).of_file(FOLDER / f"open_instruct/{name}.jsonl", form)
 
 
 @pytest.mark.parametrize(

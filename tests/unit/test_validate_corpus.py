@@ -278,6 +278,8 @@ def test_a_secret_in_a_row_that_is_out_for_another_reason_is_not_shown(workshop:
         ("call +44 20 7031 3000", {"phone"}),
         ("pay with 4111 1111 1111 1111", {"card"}),  # Visa's test number
         ("pay with 4111 1111 1111 1112", set()),  # its check digit is wrong
+        ("pay with 378282246310005", {"card"}),  # American Express's test number
+        ("times 1646615806005 is 5336352000 + 62426244000", set()),
         ("to DE89 3704 0044 0532 0130 00", {"iban"}),  # the standard's example
         ("to DE89 3704 0044 0532 0130 01", set()),
         ("the server 8.8.8.8 answers", {"address"}),

@@ -16,6 +16,8 @@ def validate(
     pairs: dsl.Output[dsl.Dataset],
     prompts: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Adapt rows to pairs, check them, quarantine with reasons, split by prompt."""
     from dpoflow.state.step import begin
@@ -24,6 +26,7 @@ def validate(
 
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
+    from dpoflow.validate.report import show
     from dpoflow.validate.step import run
 
     done = task.execute(
@@ -34,6 +37,7 @@ def validate(
         outputs={"pairs": pairs.path, "prompts": prompts.path, "report": report.path},
         kind=ValidateResult,
     )
+    show(done, report.path, page.path, figures.log_metric)
     return done.pairs_digest
 
 
@@ -47,6 +51,8 @@ def merge(
     training: dsl.Output[dsl.Dataset],
     heldout: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Join human and synthetic pairs; check leakage, length bias and coverage."""
     from dpoflow.state.step import begin
@@ -55,6 +61,7 @@ def merge(
 
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
+    from dpoflow.validate.report import show
     from dpoflow.validate.step import merge as run
 
     done = task.execute(
@@ -65,4 +72,5 @@ def merge(
         outputs={"training": training.path, "heldout": heldout.path, "report": report.path},
         kind=ValidateResult,
     )
+    show(done, report.path, page.path, figures.log_metric)
     return done.pairs_digest

@@ -17,7 +17,11 @@ from typing import Any
 
 _MAIL = re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
 _DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
-_CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.])")
+_CARD = re.compile(  # as issuers number them today: American Express, then sixteen digits
+    r"(?<![\d.-])(?:3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|[2456]\d{3}(?:[ -]?\d{4}){3})(?![\d.-])"
+)
+_WRITTEN_AS_NUMBER = re.compile(r"\+\d|.*\d[^\d]+\d")
+"""Telephone numbers are grouped, or begin with +; ten digits in a row may be any number."""
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
 _ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
@@ -75,15 +79,14 @@ def _numbers(text: str, region: str) -> Iterator[str]:
     from stdnum import iban, luhn
     from stdnum.us import ssn
 
-    cards = [re.sub(r"[ -]", "", each) for each in _CARD.findall(text)]
-    # Every tenth run of digits passes the check: cards also begin with 2 to 6.
-    if any(each[0] in "23456" and luhn.is_valid(each) for each in cards):
+    if any(luhn.is_valid(re.sub(r"[ -]", "", each)) for each in _CARD.findall(text)):
         yield "card"
     if any(map(iban.is_valid, _IBAN.findall(text))):
         yield "iban"
     if any(map(ssn.is_valid, _SSN.findall(text))):
         yield "ssn"
-    if any(True for _ in phonenumbers.PhoneNumberMatcher(text, region)):
+    found = phonenumbers.PhoneNumberMatcher(text, region)
+    if any(_WRITTEN_AS_NUMBER.match(match.raw_string) for match in found):
         yield "phone"
 
 

@@ -1,15 +1,16 @@
 """What validate tells people: a page of facts, and every row that was not used with its reason.
 
 Reads   a settled ledger
-Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages)
+Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages), `show`
 Not     deciding what is too much: see step.py
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpoflow.contracts.results import Counts
+from dpoflow.contracts.results import Counts, ValidateResult
 from dpoflow.sources.reasons import REASONS
 from dpoflow.validate.ledger import Kind, Ledger, Refused
 from dpoflow.validate.page import data_page
@@ -54,6 +55,26 @@ def write(
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     shown = data_page(page, ledger.examples(_EXAMPLES), ledger.some_pairs(_PAIRS))
     (folder / PAGE).write_text(shown, encoding="utf-8")
+
+
+def show(
+    result: ValidateResult, report: str, page: str, log_metric: Callable[[str, float], None]
+) -> None:
+    """What Kubeflow's pages show of a task: the page itself, and its counts."""
+    Path(page).parent.mkdir(parents=True, exist_ok=True)
+    Path(page).write_bytes((Path(report) / PAGE).read_bytes())
+    counts = result.counts
+    told = {
+        "rows_in": counts.num_in,
+        "rows_kept": counts.num_kept,
+        **{f"not_used_{code}": number for code, number in counts.quarantined.items()},
+        "pairs": result.num_pairs,
+        "heldout_pairs": result.num_heldout_pairs,
+        "prompts": result.num_prompts,
+        "heldout_prompts": result.num_heldout_prompts,
+    }
+    for name, number in told.items():
+        log_metric(name, number)
 
 
 def reasons(ledger: Ledger, counts: Counts) -> str:
