@@ -29,7 +29,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Source, write_parquet
+from dpoflow.contracts.pairs import Message, PreferencePair, Rating, Source, write_parquet
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
@@ -166,8 +166,20 @@ def tiny_pairs(count: int, *, seed: int = 0) -> list[PreferencePair]:
     ]
 
 
-def pairs_folder(folder: Path, pairs: Iterable[PreferencePair]) -> Path:
+def ratings_of(pairs: Iterable[PreferencePair]) -> list[Rating]:
+    """Each answer of the pairs by itself: chosen with a thumb up, rejected with one down."""
+    return [
+        Rating(prompt=pair.prompt, answer=answer, desirable=liked, source=pair.source)
+        for pair in pairs
+        for answer, liked in ((pair.chosen, True), (pair.rejected, False))
+    ]
+
+
+def pairs_folder(
+    folder: Path, pairs: Iterable[PreferencePair], ratings: Iterable[Rating] = ()
+) -> Path:
     """An artifact of pairs, unsealed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(pairs, PreferencePair, folder / "train.parquet")
+    write_parquet(ratings, Rating, folder / "ratings.parquet")
     return folder

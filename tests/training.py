@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.tiny import Family, pairs_folder, tiny_folder
 
-from dpoflow.contracts.pairs import PreferencePair
+from dpoflow.contracts.pairs import PreferencePair, Rating
 from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.state.events import Event, read_events
@@ -26,11 +26,16 @@ class Job:
     """One train step in a folder of its own."""
 
     def __init__(
-        self, folder: Path, pairs: Iterable[PreferencePair], *, family: Family = "llama"
+        self,
+        folder: Path,
+        pairs: Iterable[PreferencePair],
+        ratings: Iterable[Rating] = (),
+        *,
+        family: Family = "llama",
     ) -> None:
         self.folder = folder
         self.model = tiny_folder(folder / "model", family)
-        self.pairs = pairs_folder(folder / "pairs", pairs)
+        self.pairs = pairs_folder(folder / "pairs", pairs, ratings)
 
     def state(self, name: str) -> StepState:
         state = StepState(self.folder / "state" / name, "train")

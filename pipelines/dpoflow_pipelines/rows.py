@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Iterator
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.pairs import Item, Source
 from dpoflow.contracts.spec import Spec
 
 
-def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
+def rows_of(spec: Spec) -> Iterator[Item]:
     """Every row that an adapter can use."""
     from dpoflow.sources.files import data_files, local_path, read_rows
     from dpoflow.sources.formats import registry

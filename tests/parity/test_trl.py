@@ -265,7 +265,8 @@ def test_simpo_and_orpo_are_those_of_trls_experimental_trainers(loss: LossName) 
     sums = -tokens * torch.rand(3, 2).double() * 2
     config = TrainConfig(loss=loss, beta=1.7)
     columns = (*sums.unbind(1), *torch.zeros(2, 3).double(), *tokens.unbind(1))
-    scored = Scored(*columns, kl=torch.zeros(()))
+    given = torch.ones(3).double()
+    scored = Scored(*columns, torch.zeros(()), given, given)
     mean = sums / tokens
     found = OBJECTIVES[loss](scored, config)
     if loss == "simpo":

@@ -13,7 +13,7 @@ from tests.published import FOLDER, needs_data
 from tests.workshop import Workshop
 
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.contracts.pairs import PreferencePair, Source
+from dpoflow.contracts.pairs import PreferencePair, Rating, Source, read_parquet
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats.registry import FORMATS, convert, recognise
 from dpoflow.sources.reasons import Quarantine
@@ -83,6 +83,24 @@ def test_llama_factorys_second_layout_reads_as_two_conversations() -> None:
         assert pair.chosen.content == row["chosen_messages"][-1]["content"][0]["value"]
         assert pair.rejected.content == row["rejected_messages"][-1]["content"][0]["value"]
         assert [turn.role for turn in pair.prompt] == ["system", "user"]
+
+
+def test_llama_factorys_thumbs_are_as_its_file_says(tmp_path: Path) -> None:
+    path = FOLDER / "llamafactory" / "kto_en_demo.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+
+    seen = Workshop(tmp_path).of_file(path)
+
+    ratings = read_parquet(tmp_path / "pairs" / "ratings.parquet", Rating)
+    found = {(each.prompt[-1].content, each.answer.content): each.desirable for each in ratings}
+    counts = seen.result.counts
+    assert counts.num_in == len(raw) == counts.num_kept + sum(counts.quarantined.values())
+    assert len(found) == counts.num_kept > 250
+    told = {
+        (each["messages"][-2]["content"], each["messages"][-1]["content"]): each["label"]
+        for each in raw
+    }
+    assert found.items() <= told.items()
 
 
 def test_arena_hards_questions_are_prompts() -> None:
@@ -205,7 +223,6 @@ def test_answers_without_a_preference_make_no_pair_whatever_they_are_taken_for(
 @pytest.mark.parametrize(
     "name",
     [
-        "llamafactory/kto_en_demo.json",
         "llmbar/natural_dataset.json",
         "mt_bench/question.jsonl",
         "open_instruct/model0_input_file.jsonl",

@@ -124,13 +124,19 @@ FORMULAS: list[tuple[TrainConfig, Callable[..., float]]] = [
 ]
 
 
+def whole(*columns: torch.Tensor, kl: torch.Tensor) -> Scored:
+    """Pairs of which both answers are given."""
+    given = torch.ones_like(columns[0])
+    return Scored(*columns, kl=kl, chosen_given_B=given, rejected_given_B=given)
+
+
 @pytest.mark.parametrize(("knobs", "formula"), FORMULAS, ids=lambda x: getattr(x, "loss", ""))
 def test_an_objective_is_its_papers_formula(
     knobs: TrainConfig, formula: Callable[..., float]
 ) -> None:
     columns = torch.tensor(PAIRS, dtype=torch.float64).unbind(dim=1)
 
-    got = OBJECTIVES[knobs.loss](Scored(*columns, kl=torch.tensor(KL)), knobs)
+    got = OBJECTIVES[knobs.loss](whole(*columns, kl=torch.tensor(KL)), knobs)
 
     assert got.tolist() == pytest.approx([formula(*pair, knobs) for pair in PAIRS], rel=1e-12)
 
@@ -144,7 +150,7 @@ def test_odds_stay_finite_for_an_answer_that_is_certain() -> None:
     one = torch.ones(1)
 
     got = OBJECTIVES["orpo"](
-        Scored(sure, unsure, sure, sure, one, one, kl=sure), TrainConfig(loss="orpo")
+        whole(sure, unsure, sure, sure, one, one, kl=sure), TrainConfig(loss="orpo")
     )
 
     assert got.tolist() == pytest.approx([0.0], abs=1e-5)

@@ -1,7 +1,7 @@
 """Preference pairs and the prompts that wait for one: what flows from sources to training.
 
 Reads   rows that an adapter made
-Gives   `PreferencePair`, `Prompt`, their Arrow schemas, and Parquet and JSONL of either
+Gives   `PreferencePair`, `Rating`, `Prompt`, their Arrow schemas, and Parquet and JSONL of each
 Not     recognising foreign formats (sources/), judging (judge/), splitting (validate/)
 """
 
@@ -165,15 +165,50 @@ class PreferencePair(Contract):
         return prompt_digest(self.prompt)
 
 
-Row = TypeVar("Row", PreferencePair, Prompt)
+class Rating(Contract):
+    """One answer to `prompt`, by itself: a thumb up or a thumb down, compared with nothing."""
+
+    schema_version: int = SCHEMA_VERSION
+    rating_id: str = ""
+    """sha256 of prompt, answer and thumb; filled in when empty, checked when not."""
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    answer: Message
+    desirable: bool
+    """Thumb up."""
+    source: Source
+    split: Split = "train"
+    slice: str = "all"
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        _check_turns(self.prompt)
+        if self.answer.role != "assistant":
+            raise ValueError("the answer must be an assistant message")
+        content = {
+            "prompt": [message.model_dump() for message in self.prompt],
+            "answer": self.answer.content,
+            "desirable": self.desirable,
+        }
+        return _fill(self, "rating_id", sha256_json(content))
+
+    @property
+    def prompt_id(self) -> str:
+        """As of a pair."""
+        return prompt_digest(self.prompt)
+
+
+Item = PreferencePair | Rating | Prompt
+"""What an adapter makes of a row."""
+
+Row = TypeVar("Row", PreferencePair, Rating, Prompt)
 AnyRow = TypeVar("AnyRow", bound=Contract)
 
 
-def with_system(row: PreferencePair | Prompt, system: str | None) -> PreferencePair | Prompt:
+def with_system(row: Item, system: str | None) -> Item:
     """`row` with a system message first, if it brings none of its own."""
     if system is None or row.prompt[0].role == "system":
         return row
-    values: dict[str, Any] = row.model_dump(exclude={"pair_id", "prompt_id"})
+    values: dict[str, Any] = row.model_dump(exclude={"pair_id", "rating_id", "prompt_id"})
     values["prompt"] = [{"role": "system", "content": system}, *values["prompt"]]
     return type(row).model_validate(values)
 
@@ -191,7 +226,7 @@ def _fill(row: AnyRow, field: str, digest: str) -> AnyRow:
     return row
 
 
-def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
+def arrow_schema(kind: type[Item]) -> "pa.Schema":
     """The Arrow schema of `kind`, with the contract's version in its metadata."""
     import pyarrow as pa
 
@@ -205,6 +240,15 @@ def arrow_schema(kind: type[PreferencePair] | type[Prompt]) -> "pa.Schema":
             ("prompt_id", text),
             ("prompt", pa.list_(message)),
             ("reference", text),
+            *tail,
+        ]
+    elif kind is Rating:
+        fields = [
+            ("schema_version", whole),
+            ("rating_id", text),
+            ("prompt", pa.list_(message)),
+            ("answer", message),
+            ("desirable", pa.bool_()),
             *tail,
         ]
     else:
@@ -257,7 +301,7 @@ def write_tables(tables: "Iterable[pa.Table]", kind: type[Row], path: Path) -> i
     return num_rows
 
 
-def json_table(rows: Iterable[str], kind: type[Row]) -> "pa.Table":
+def json_table(rows: Iterable[str], kind: type[Item]) -> "pa.Table":
     """Rows as `model_dump_json` writes them, as a table of `arrow_schema(kind)`."""
     import pyarrow as pa
     import pyarrow.json as pj

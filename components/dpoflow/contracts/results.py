@@ -65,6 +65,9 @@ class ValidateResult(Contract):
     num_pairs: int
     """On the training side; held-out ones are counted apart, as prompts are."""
     num_heldout_pairs: int
+    num_ratings: int = 0
+    """Answers that were rated by themselves, on the training side."""
+    num_heldout_ratings: int = 0
     num_prompts: int
     num_heldout_prompts: int
     slices: dict[str, int]

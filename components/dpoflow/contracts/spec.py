@@ -32,6 +32,7 @@ FormatName = Literal[
     "shp",
     "summaries",
     "votes",
+    "unpaired",
 ]
 Finding = Literal["damaged_text", "language", "personal", "refusal", "secret"]
 """What may be in the texts of a row: taken out, or only counted."""
@@ -145,6 +146,8 @@ class ValidateConfig(Contract):
     """Share of the pairs in which an answer is preferred, and no tie or dispute, at least."""
     near_similarity: float = Field(0.8, ge=0.5, le=1)
     """Prompts that share so much of their text are on one side of the split; 1: only equal ones."""
+    min_thumbs: float | None = Field(None, gt=0, le=0.5)
+    """Share of the rarer thumb among answers that were rated by themselves, at least."""
     min_slice_pairs: int = Field(20, ge=0)
     """Slices of fewer training pairs are told as thin."""
     seed: int = Field(0, ge=0)

@@ -1,7 +1,7 @@
 """Prompts and their answers as one batch of tokens.
 
 Reads   groups: a prompt and the answers to it, as token ids
-Gives   `Group`, `Groups`, `Batch`, `lay_out` in one of three layouts
+Gives   `Group`, `Groups`, `Batch`, `lay_out` in one of three layouts; `given`
 Not     attention over a shared prompt (attention.py), scoring (logprobs.py)
 Shapes  R rows of T tokens in a batch, N answer tokens in all
 
@@ -31,6 +31,8 @@ class Group:
 
     prompt: Tokens
     answers: tuple[Tokens, ...]
+    missing: int | None = None
+    """Place of an answer that nobody gave. One token stands there, and counts for nothing."""
 
     @property
     def longest(self) -> int:
@@ -40,7 +42,20 @@ class Group:
 
 def group_of(pair: EncodedPair) -> Group:
     """Chosen first, rejected second."""
-    return Group(pair.prompt, (pair.chosen, pair.rejected))
+    answers = (pair.chosen, pair.rejected)
+    if all(answers):
+        return Group(pair.prompt, answers)
+    # So that every group has two: a token more for the head, and none for the layers below.
+    stand_in = max(answers, key=len)[-1:]
+    both = (pair.chosen or stand_in, pair.rejected or stand_in)
+    return Group(pair.prompt, both, answers.index(()))
+
+
+def given(groups: Sequence[Group]) -> Tensor:
+    """1 for each answer that somebody gave, 0 for each that is missing; in the batch's order."""
+    return torch.tensor(
+        [float(place != group.missing) for group in groups for place in range(len(group.answers))]
+    )
 
 
 class Groups(Sequence[Group]):

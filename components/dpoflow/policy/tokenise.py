@@ -1,8 +1,8 @@
 """Conversations as tokens: the same ones for training, scoring and generation.
 
 Reads   a tokenizer with a chat template, preference pairs, prompts
-Gives   `prompt_tokens`, `answer_tokens`, `conversation_tokens`, `turn_end`, `encode_pair` or why it
-        refuses a pair
+Gives   `prompt_tokens`, `answer_tokens`, `conversation_tokens`, `turn_end`; `encode_pair` and
+        `encode_rating`, or why they refuse one
 Not     padding and batches: see layout.py
 
 An answer begins where the template's generation prompt ends, and ends with the one token by which
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, overload
 
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.contracts.pairs import Message, PreferencePair
+from dpoflow.contracts.pairs import Message, PreferencePair, Rating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,10 @@ TooLong = Literal["drop", "cut_prompt", "cut_answer"]
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """One pair as token ids; an answer that ended ends with the end-of-turn token."""
+    """One pair as token ids; an answer that ended ends with the end-of-turn token.
+
+    A rated answer is a pair of which the other answer is empty.
+    """
 
     pair_id: str
     prompt: tuple[int, ...]
@@ -165,6 +168,24 @@ def encode_pair(
     if max(answer.count(chosen[-1]) for answer in (chosen, rejected)) > 1:
         return "eos_inside"
     whole = EncodedPair(pair.pair_id, prompt, chosen, rejected)
+    return whole if whole.longest <= max_tokens else _cut(whole, max_tokens, too_long)
+
+
+def encode_rating(
+    tokenizer: "PreTrainedTokenizerBase",
+    rating: Rating,
+    max_tokens: int,
+    too_long: TooLong = "drop",
+) -> EncodedPair | Dropped:
+    """The same of one answer by itself: chosen under a thumb up, rejected under a thumb down."""
+    if not rating.answer.content.strip():
+        return "empty_chosen" if rating.desirable else "empty_rejected"
+    prompt = prompt_tokens(tokenizer, rating.prompt)
+    answer = answer_tokens(tokenizer, rating.prompt, rating.answer.content)
+    if answer.count(answer[-1]) > 1:
+        return "eos_inside"
+    chosen, rejected = (answer, ()) if rating.desirable else ((), answer)
+    whole = EncodedPair(rating.rating_id, prompt, chosen, rejected)
     return whole if whole.longest <= max_tokens else _cut(whole, max_tokens, too_long)
 
 

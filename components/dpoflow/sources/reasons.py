@@ -31,6 +31,7 @@ Code = Literal[
     "empty_turn",
     "empty_chosen",
     "empty_rejected",
+    "empty_answer",
     "identical",
     "too_long",
     "too_many_tokens",
@@ -75,6 +76,7 @@ REASONS: dict[Code, str] = {
     "empty_turn": "an earlier turn of the prompt is blank",
     "empty_chosen": "the chosen answer is blank",
     "empty_rejected": "the rejected answer is blank",
+    "empty_answer": "the answer that was rated is blank",
     "identical": "chosen and rejected say the same, but for blanks around them",
     "too_long": "a prompt or answer has more characters than data.max_chars",
     # the texts, further: validate/row.py
@@ -87,7 +89,7 @@ REASONS: dict[Code, str] = {
     "secret": "a key or password of a shape that only keys have",
     # the whole set: validate/ledger.py
     "duplicate": "the same row was already seen",
-    "conflicting": "another row prefers these two answers the other way round",
+    "conflicting": "another row prefers these two answers the other way round, or turns the thumb",
     "leakage": "a training pair asks what is held out for evaluation",
     "not_preferred": "judged a tie, inconsistent or invalid: kept for audit, never trained on",
     "not_selected": "beyond data.max_pairs; nothing is wrong with it",

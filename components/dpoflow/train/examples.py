@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.policy.layout import Group
+from dpoflow.policy.layout import Group, given
 from dpoflow.train.losses import Scored
 from dpoflow.train.reference import ReferenceLogps
 
@@ -37,6 +37,7 @@ class Examples:
         nothing_A = torch.zeros_like(sums_A)
         known = self.reference.sums_PA[list(places)].flatten() if self.reference else nothing_A
         known_A, tokens_A = known.to(sums_A), torch.tensor(lengths).to(sums_A)
+        given_A = given([self.groups[place] for place in places]).to(sums_A)
         return Scored(
             chosen_B=sums_A[::2],
             rejected_B=sums_A[1::2],
@@ -45,6 +46,8 @@ class Examples:
             chosen_tokens_B=tokens_A[::2],
             rejected_tokens_B=tokens_A[1::2],
             kl=kl,
+            chosen_given_B=given_A[::2],
+            rejected_given_B=given_A[1::2],
         )
 
 
@@ -69,5 +72,6 @@ def strangers(
                 "every pair has the same prompt; add other prompts, or use another train.loss"
             )
         room = max(1, longest - len(prompt))
-        found.append(Group(prompt, tuple(answer[:room] for answer in other.answers)))
+        answers = tuple(answer[:room] for answer in other.answers)
+        found.append(Group(prompt, answers, other.missing))
     return found

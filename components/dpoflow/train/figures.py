@@ -55,27 +55,37 @@ class Figures:
         """Count one batch; gives the reward margin of each pair."""
         with torch.no_grad():
             chosen_B, rejected_B = rewards(of, config)
-            margin_B = chosen_B - rejected_B
+            up_B, down_B = of.chosen_given_B, of.rejected_given_B
+            # An answer by itself is held against what the policy has moved by anyway.
+            moved = config.beta * of.kl
+            margin_B = torch.where(up_B > 0, chosen_B, moved) - torch.where(
+                down_B > 0, rejected_B, moved
+            )
+            every_B = torch.ones_like(up_B)
             by_pair = {
-                "loss": loss_B,
-                "sft_loss": sft_loss(of.chosen_B, of.chosen_tokens_B),
-                "reward_chosen": chosen_B,
-                "reward_rejected": rejected_B,
-                "reward_margin": margin_B,
-                "reward_accuracy": margin_B > 0,
-                "chosen_logps": of.chosen_B,
-                "rejected_logps": of.rejected_B,
-                "chosen_tokens": of.chosen_tokens_B,
-                "rejected_tokens": of.rejected_tokens_B,
+                "loss": (loss_B, every_B),
+                "sft_loss": (sft_loss(of.chosen_B, of.chosen_tokens_B), up_B),
+                "reward_chosen": (chosen_B, up_B),
+                "reward_rejected": (rejected_B, down_B),
+                "reward_margin": (margin_B, every_B),
+                "reward_accuracy": (margin_B > 0, every_B),
+                "chosen_logps": (of.chosen_B, up_B),
+                "rejected_logps": (of.rejected_B, down_B),
+                "chosen_tokens": (of.chosen_tokens_B, up_B),
+                "rejected_tokens": (of.rejected_tokens_B, down_B),
             }
-            chosen_N = _of_chosen(batch).to(scores.top_N.device)
-            by_token = {"entropy": scores.entropy_N, "token_accuracy": scores.top_N[chosen_N]}
+            given_N, chosen_N = _tokens_of(batch, up_B, down_B)
+            by_token = {
+                "entropy": (scores.entropy_N, given_N),
+                "token_accuracy": (scores.top_N, chosen_N),
+            }
             if reference_N is not None:
                 gap_N = reference_N.to(scores.logps_N.device) - scores.logps_N
                 # Schulman's k3 on the data's own tokens: never negative, 0 where nothing moved.
-                by_token["kl"] = gap_N.exp() - 1 - gap_N
-        for name, values in {**by_pair, **by_token}.items():
-            self._count(name, float(values.detach().double().sum()), len(values))
+                by_token["kl"] = (gap_N.exp() - 1 - gap_N, given_N)
+        for name, (values, weights) in {**by_pair, **by_token}.items():
+            total = (values.detach().double() * weights.to(values.device)).sum()
+            self._count(name, float(total), int(weights.sum()))
         self._count("fed", batch.num_tokens, 0)
         return margin_B
 
@@ -105,7 +115,9 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _of_chosen(batch: Batch) -> Tensor:
-    """Which answer tokens are of the first of two answers."""
-    first = torch.arange(len(batch.lengths)) % 2 == 0
-    return first.repeat_interleave(torch.tensor(batch.lengths))
+def _tokens_of(batch: Batch, chosen_B: Tensor, rejected_B: Tensor) -> tuple[Tensor, Tensor]:
+    """1 for each token of an answer that is given, and for each of a chosen one."""
+    given_A = torch.stack([chosen_B, rejected_B], 1).flatten()
+    chosen_A = torch.stack([chosen_B, torch.zeros_like(rejected_B)], 1).flatten()
+    lengths_A = torch.tensor(batch.lengths, device=given_A.device)
+    return given_A.repeat_interleave(lengths_A), chosen_A.repeat_interleave(lengths_A)

@@ -118,6 +118,9 @@ class Scored:
     rejected_tokens_B: Tensor
     kl: Tensor
     """KTO's z0; 0 for every other objective."""
+    chosen_given_B: Tensor
+    """1 where there is a chosen answer; 0 where a rating stands for a pair."""
+    rejected_given_B: Tensor
 
     @property
     def policy_margin(self) -> Tensor:
@@ -139,6 +142,8 @@ class Scored:
             self.chosen_tokens_B,
             self.rejected_tokens_B,
             self.kl,
+            self.chosen_given_B,
+            self.rejected_given_B,
         )
 
 
@@ -173,7 +178,7 @@ def _orpo(of: Scored, knobs: TrainConfig) -> Tensor:
 
 
 def _kto(of: Scored, knobs: TrainConfig) -> Tensor:
-    """A pair is two answers, one of each kind; its loss is their mean."""
+    """A pair is two answers, one of each kind, and its loss their mean; a rating is one."""
     liked_B = kto_loss(
         of.chosen_B - of.chosen_ref_B,
         of.kl,
@@ -188,7 +193,8 @@ def _kto(of: Scored, knobs: TrainConfig) -> Tensor:
         beta=knobs.beta,
         weight=knobs.undesirable_weight,
     )
-    return (liked_B + disliked_B) / 2
+    many_B = of.chosen_given_B + of.rejected_given_B
+    return (of.chosen_given_B * liked_B + of.rejected_given_B * disliked_B) / many_B
 
 
 Objective = Callable[[Scored, TrainConfig], Tensor]

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +17,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.pairs import PreferencePair, read_parquet
+from dpoflow.contracts.pairs import PreferencePair, Rating, read_parquet
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair
+from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair, encode_rating
 from dpoflow.state.events import Events
+
+PAIRS, RATINGS = "train.parquet", "ratings.parquet"
+"""What merge leaves."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -106,7 +110,7 @@ def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) ->
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    path: Path,
+    folder: Path,
     config: TrainConfig,
     max_tokens: int,
     events: Events,
@@ -114,12 +118,7 @@ def encode(
     """Pairs as tokens, and how many were left out by reason."""
     encoded = EncodedPairs()
     dropped: Counter[str] = Counter()
-    for pair in read_parquet(path, PreferencePair):
-        made = (
-            encode_pair(tokenizer, pair, max_tokens, config.too_long)
-            if pair.label == "preferred"
-            else f"label_{pair.label}"
-        )
+    for made in _encoded(tokenizer, folder, config, max_tokens):
         if isinstance(made, EncodedPair):
             encoded.append(made)
         else:
@@ -127,7 +126,7 @@ def encode(
     why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     if not encoded:
         raise DataRejected(
-            f"train.parquet has no pair to train on (dropped: {why or 'none, it is empty'}); "
+            f"{PAIRS} has no pair to train on (dropped: {why or 'none, it is empty'}); "
             "raise train.max_tokens, or look at the data"
         )
     if dropped:
@@ -135,6 +134,27 @@ def encode(
     if encoded.num_cut:
         events.say(f"cut {encoded.num_cut} of {len(encoded)} pairs to {max_tokens} tokens")
     return encoded, dict(sorted(dropped.items()))
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, config: TrainConfig, max_tokens: int
+) -> Iterator[EncodedPair | str]:
+    """Each pair and each rated answer as tokens, or why it is left out."""
+    for pair in read_parquet(folder / PAIRS, PreferencePair):
+        yield (
+            encode_pair(tokenizer, pair, max_tokens, config.too_long)
+            if pair.label == "preferred"
+            else f"label_{pair.label}"
+        )
+    if not (folder / RATINGS).is_file():
+        return  # pairs from somewhere else
+    for rating in read_parquet(folder / RATINGS, Rating):
+        if config.loss != "kto":
+            raise ConfigError(
+                f"the data has answers that were rated by themselves, and train.loss {config.loss} "
+                "compares two; set train.loss: kto, or leave their source out of data.sources"
+            )
+        yield encode_rating(tokenizer, rating, max_tokens, config.too_long)
 
 
 def watched(pairs: EncodedPairs, fraction: float, seed: int) -> tuple[EncodedPairs, EncodedPairs]:

@@ -25,7 +25,7 @@ from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.head import Expectation
-from dpoflow.policy.layout import LayoutName, lay_out
+from dpoflow.policy.layout import LayoutName, given, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums, autocast
 from dpoflow.state.events import Events
 from dpoflow.train import checkpoint, processes
@@ -170,7 +170,8 @@ class DpoTrainer(Trainer):
 
     def _terms(self, of: Scored) -> tuple[Tensor, Tensor]:
         """The objective, and the supervised term times its weight."""
-        supervised_B = self._config.sft_weight * sft_loss(of.chosen_B, of.chosen_tokens_B)
+        weight_B = self._config.sft_weight * of.chosen_given_B
+        supervised_B = weight_B * sft_loss(of.chosen_B, of.chosen_tokens_B)
         return OBJECTIVES[self._config.loss](of, self._config), supervised_B
 
     @torch.no_grad()
@@ -181,16 +182,16 @@ class DpoTrainer(Trainer):
         groups, reference = examples.strangers, examples.strangers_reference
         assert groups is not None
         assert reference is not None
-        batch = lay_out([groups[place] for place in places], self._layout).to(self.args.device)
+        unlike = [groups[place] for place in places]
+        batch = lay_out(unlike, self._layout).to(self.args.device)
         with autocast(self.args.device, self._dtype):
             # As the reference was: in the same parts, so that a policy that is it has moved by 0.
             scores = model(batch, Expectation(batch.lengths, 2))
             sums_A = answer_sums(scores.logps_N, batch)
-        moved_A = counts * (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A))
+        given_A = counts * given(unlike).to(sums_A)
+        moved_A = given_A * (sums_A - reference.sums_PA[list(places)].flatten().to(sums_A))
         total, many = processes.add_up(
-            torch.stack(
-                [moved_A.double().sum().cpu(), torch.tensor(counts * len(moved_A)).double()]
-            )
+            torch.stack([moved_A.double().sum(), given_A.double().sum()]).cpu()
         )
         z0: Tensor = (total / many).clamp(min=0).to(sums_A)
         return z0

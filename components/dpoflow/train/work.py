@@ -96,8 +96,7 @@ class _Work:
         torch.manual_seed(config.seed)
         start, tokenizer = self._load(self._job.init)
         self._longest = longest_pair(start, config, self._events)
-        train = self._job.pairs / "train.parquet"
-        encoded, dropped = encode(tokenizer, train, config, self._longest, self._events)
+        encoded, dropped = encode(tokenizer, self._job.pairs, config, self._longest, self._events)
         learnt, kept_out = watched(encoded, config.heldout_fraction, config.seed)
         known = self._state.root / "dtype.json"
         chosen = None

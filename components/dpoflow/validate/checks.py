@@ -5,11 +5,11 @@ Gives   `check`: raises Quarantine for the first thing that is wrong
 Not     the shape of foreign rows (sources/), what only the whole set shows (ledger.py)
 """
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Prompt
+from dpoflow.contracts.pairs import Item, Message, PreferencePair, Rating
 from dpoflow.sources.reasons import Quarantine
 
 
-def check(item: PreferencePair | Prompt, *, max_chars: int) -> None:
+def check(item: Item, *, max_chars: int) -> None:
     """Blank, identical or overlong texts. Blanks around an answer do not make it another answer."""
     _check_prompt(item.prompt)
     lengths = {"prompt": sum(len(turn.content) for turn in item.prompt)}
@@ -22,6 +22,10 @@ def check(item: PreferencePair | Prompt, *, max_chars: int) -> None:
         if chosen.strip() == rejected.strip():
             raise Quarantine("identical")
         lengths |= {"chosen": len(chosen), "rejected": len(rejected)}
+    elif isinstance(item, Rating):
+        if not item.answer.content.strip():
+            raise Quarantine("empty_answer")
+        lengths["answer"] = len(item.answer.content)
     elif item.reference is not None:
         lengths["gold"] = len(item.reference)
     for name, num_chars in lengths.items():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpoflow.contracts.pairs import PreferencePair, Prompt
+from dpoflow.contracts.pairs import Item, PreferencePair, Rating
 from dpoflow.validate.near import plain
 
 GRAM = 13
@@ -40,19 +40,28 @@ class Evaluations:
     """The last turn, as words with one blank between them, to its set."""
     grams: dict[tuple[str, ...], str] = field(default_factory=dict)
 
-    def add(self, item: Prompt | PreferencePair, name: str) -> None:
+    def add(self, item: Item, name: str) -> None:
         """What the set `name` asks, and the answers it gives."""
-        texts = [turn.content for turn in item.prompt if turn.role != "system"]
-        texts += (
-            [item.chosen.content, item.rejected.content]
-            if isinstance(item, PreferencePair)
-            else [item.reference or ""]
-        )
         self.questions.setdefault(" ".join(words(item.prompt[-1].content)), name)
-        for text in texts:
+        for text in turns_of(item):
             told = words(text)
             for at in range(len(told) - GRAM + 1):
                 self.grams.setdefault(tuple(told[at : at + GRAM]), name)
+
+
+def turns_of(item: Item) -> list[str]:
+    """Everything that is read or learnt, but for a system message."""
+    turns = [turn.content for turn in item.prompt if turn.role != "system"]
+    return [*turns, *answers_of(item)]
+
+
+def answers_of(item: Item) -> list[str]:
+    """Of a pair both, of a rating the one, of a prompt the human's if there is one."""
+    if isinstance(item, PreferencePair):
+        return [item.chosen.content, item.rejected.content]
+    if isinstance(item, Rating):
+        return [item.answer.content]
+    return [] if item.reference is None else [item.reference]
 
 
 class Overlap:

@@ -7,7 +7,7 @@ Not     the whole text: that stays in the pinned file, at the row id
 
 import reprlib
 
-from dpoflow.contracts.pairs import PreferencePair, Prompt
+from dpoflow.contracts.pairs import Item, PreferencePair, Rating
 
 MAX_CHARS = 200
 NOT_SHOWN = "(not shown)"
@@ -23,11 +23,13 @@ def of_row(row: object) -> str:
     return _short.repr(row)[:MAX_CHARS]
 
 
-def of_item(item: PreferencePair | Prompt) -> str:
+def of_item(item: Item) -> str:
     """What was asked, and the answers if there are any."""
     told = {"asked": item.prompt[-1].content}
     if isinstance(item, PreferencePair):
         told |= {"chosen": item.chosen.content, "rejected": item.rejected.content}
+    elif isinstance(item, Rating):
+        told |= {"answer": item.answer.content}
     return of_row(told)
 
 

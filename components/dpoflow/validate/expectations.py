@@ -33,7 +33,7 @@ from dpoflow.contracts.pairs import TOKENS
 from dpoflow.validate.limits import Limit
 
 gxe: Any = gx.expectations  # built at import: type checkers see none of it
-SuiteName = Literal["pairs", "synthetic", "prompts"]
+SuiteName = Literal["pairs", "ratings", "synthetic", "prompts"]
 
 
 class ColumnPairValuesDiffer(ColumnPairMapMetricProvider):
@@ -67,6 +67,7 @@ def suite_of(name: SuiteName, bounds: Bounds) -> list[Any]:
     """The expectations that rows of one kind must hold."""
     filled = {
         "prompts": ["prompt_id", "asked"],
+        "ratings": ["rating_id", "asked", "answer", "desirable"],
         "pairs": ["pair_id", "asked", "chosen", "rejected", "label"],
         "synthetic": ["generator", "judge"],
     }[name]
@@ -90,6 +91,12 @@ def suite_of(name: SuiteName, bounds: Bounds) -> list[Any]:
         ]
         most |= {"prompt_tokens": bounds.max_prompt_tokens}
         most |= dict.fromkeys(("chosen_tokens", "rejected_tokens"), bounds.max_answer_tokens)
+    if name == "ratings":
+        suite.append(
+            gxe.ExpectColumnValueLengthsToBeBetween(
+                column="answer", min_value=1, max_value=bounds.max_chars
+            )
+        )
     suite += [
         gxe.ExpectColumnValuesToBeBetween(column=column, max_value=value)
         for column, value in most.items()
@@ -158,6 +165,13 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
             "generator": pc.struct_field(made, ["rejected", "generator"]),
             "judge": pc.struct_field(made, ["judge"]),
             **{name: pc.struct_field(quality, [name]) for name in TOKENS},
+        }
+    elif "rating_id" in table.column_names:
+        columns |= {
+            "id": table["rating_id"],
+            "rating_id": table["rating_id"],
+            "answer": pc.struct_field(table["answer"], ["content"]),
+            "desirable": table["desirable"],
         }
     else:
         columns |= {"id": table["prompt_id"], "prompt_id": table["prompt_id"]}

@@ -9,7 +9,7 @@ import re
 
 from ftfy.badness import is_bad
 
-from dpoflow.contracts.pairs import PreferencePair, Prompt
+from dpoflow.contracts.pairs import Item, PreferencePair, Rating
 from dpoflow.contracts.spec import Finding, ValidateConfig
 from dpoflow.policy.answers import refuses
 from dpoflow.validate.language import language_of
@@ -26,15 +26,16 @@ class Findings:
     def __init__(self, config: ValidateConfig) -> None:
         self._languages, self._region = frozenset(config.languages), config.phone_region
 
-    def of(self, item: PreferencePair | Prompt) -> tuple[dict[Finding, str], str | None]:
+    def of(self, item: Item) -> tuple[dict[Finding, str], str | None]:
         """Finding to what and where, and the language of what is to be learnt."""
         texts = _texts(item)
         found: dict[Finding, str] = {}
-        language = language_of(texts.get("chosen") or texts.get("gold") or texts["prompt"])
+        language = language_of(list(texts.values())[1 if len(texts) > 1 else 0])
         if self._languages and language is not None and language not in self._languages:
             found["language"] = language
-        if refuses(texts.get("chosen", "")):
-            found["refusal"] = "chosen"
+        wanted = "answer" if isinstance(item, Rating) and item.desirable else "chosen"
+        if refuses(texts.get(wanted, "")):
+            found["refusal"] = wanted
         damaged = [name for name, text in texts.items() if is_damaged(text)]
         if damaged:
             found["damaged_text"] = ", ".join(damaged)
@@ -55,10 +56,13 @@ def kinds_of(finding: Finding, told: str) -> set[str]:
     return {f"{finding}: {re.sub(' in [a-z]+$', '', each)}" for each in told.split(", ")}
 
 
-def _texts(item: PreferencePair | Prompt) -> dict[str, str]:
+def _texts(item: Item) -> dict[str, str]:
+    """By name: the prompt, then what is to be learnt, then what is not."""
     prompt = {"prompt": "\n".join(turn.content for turn in item.prompt)}
     if isinstance(item, PreferencePair):
         return {**prompt, "chosen": item.chosen.content, "rejected": item.rejected.content}
+    if isinstance(item, Rating):
+        return {**prompt, "answer": item.answer.content}
     return prompt if item.reference is None else {**prompt, "gold": item.reference}
 
 

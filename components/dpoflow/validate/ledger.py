@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from dpoflow.contracts.pairs import (
     TOKENS,
+    Item,
     PreferencePair,
     Prompt,
     Quality,
+    Rating,
     Split,
     json_table,
 )
@@ -38,7 +40,7 @@ from dpoflow.validate.split import asked
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["pair", "prompt"]
+Kind = Literal["pair", "rating", "prompt"]
 Origin = Literal["human", "synthetic", "replayed"]
 CHUNK = 25_000
 """Rows in one table on their way out."""
@@ -56,6 +58,7 @@ _COLUMNS = {
     "clash": "TEXT",  # prompt and both answers, whichever was chosen
     "rank": "TEXT",
     "label": "TEXT",
+    "decided": "INTEGER",  # 1 where somebody said what is good or bad: such rows are trained on
     "side": "TEXT",
     "slice": "TEXT",
     "bare": "INTEGER",  # 1 for a prompt without an answer
@@ -76,6 +79,7 @@ _COLUMNS = {
 _TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 _INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
 _NOTHING = dict.fromkeys(_COLUMNS)
+_MODELS: dict[Kind, type[Item]] = {"pair": PreferencePair, "rating": Rating, "prompt": Prompt}
 _QUALITY = ("chosen_chars", "rejected_chars", *TOKENS, "language", "findings", "cluster")
 
 
@@ -202,8 +206,8 @@ class Ledger:
         self._db.execute(
             "UPDATE rows SET code = 'conflicting', detail = (SELECT 'with ' || o.row FROM rows o"
             "  WHERE o.clash = rows.clash AND o.id <> rows.id ORDER BY o.seq LIMIT 1)"
-            " WHERE code IS NULL AND label = 'preferred' AND clash IN"
-            "  (SELECT clash FROM rows WHERE code IS NULL AND label = 'preferred'"
+            " WHERE code IS NULL AND decided AND clash IN"
+            "  (SELECT clash FROM rows WHERE code IS NULL AND decided"
             "  GROUP BY clash HAVING count(DISTINCT id) > 1)"
         )
 
@@ -212,7 +216,7 @@ class Ledger:
         self._db.execute(
             "UPDATE rows SET code = 'leakage', detail = (SELECT 'held out: ' || o.row FROM rows o"
             "  WHERE o.asked = rows.asked AND o.side = 'heldout' ORDER BY o.seq LIMIT 1)"
-            " WHERE code IS NULL AND kind = 'pair' AND side = 'train' AND asked IN"
+            " WHERE code IS NULL AND kind <> 'prompt' AND side = 'train' AND asked IN"
             "  (SELECT asked FROM rows WHERE side = 'heldout' AND code IS NULL)"
         )
 
@@ -220,9 +224,9 @@ class Ledger:
         """Keep the pairs with the lowest seeded hashes: data that is added displaces few."""
         self._db.execute(
             "UPDATE rows SET code = 'not_selected'"
-            " WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
+            " WHERE code IS NULL AND decided AND origin <> 'replayed'"
             " AND seq NOT IN (SELECT seq FROM rows"
-            "  WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
+            "  WHERE code IS NULL AND decided AND origin <> 'replayed'"
             "  ORDER BY rank LIMIT ?)",
             (max_pairs,),
         )
@@ -230,31 +234,26 @@ class Ledger:
     def select_replayed(self, per_new: float) -> None:
         """Of old pairs, those with the lowest seeded hashes: so many for each new one."""
         (new,) = self._db.execute(
-            "SELECT count(*) FROM rows"
-            " WHERE code IS NULL AND label = 'preferred' AND origin <> 'replayed'"
+            "SELECT count(*) FROM rows WHERE code IS NULL AND decided AND origin <> 'replayed'"
         ).fetchone()
         self._db.execute(
             "UPDATE rows SET code = 'not_replayed'"
-            " WHERE code IS NULL AND kind = 'pair' AND origin = 'replayed' AND seq NOT IN"
-            "  (SELECT seq FROM rows WHERE code IS NULL AND label = 'preferred'"
-            "  AND origin = 'replayed' ORDER BY rank LIMIT ?)",
+            " WHERE code IS NULL AND kind <> 'prompt' AND origin = 'replayed' AND seq NOT IN"
+            "  (SELECT seq FROM rows WHERE code IS NULL AND decided AND origin = 'replayed'"
+            "  ORDER BY rank LIMIT ?)",
             (int(per_new * new),),
         )
 
-    def counts(self, kind: Kind | None = None) -> Counts:
-        """What came in and what became of it; of one kind, or of all rows."""
-        by_code = dict(
-            self._db.execute(
-                "SELECT code, count(*) FROM rows WHERE ? IS NULL OR kind = ?"
-                " GROUP BY code ORDER BY count(*) DESC, code",
-                (kind, kind),
-            ).fetchall()
+    def counts(self, *kinds: Kind) -> Counts:
+        """What came in and what became of it; of some kinds, or of all rows."""
+        query = (
+            "SELECT code, count(*) FROM rows WHERE ? IS NULL OR instr(?, kind)"
+            " GROUP BY code ORDER BY count(*) DESC, code"
         )
-        num_kept = by_code.pop(None, 0)
-        (num_in,) = self._db.execute(
-            "SELECT count(*) FROM rows WHERE ? IS NULL OR kind = ?", (kind, kind)
-        ).fetchone()
-        return Counts(num_in=num_in, num_kept=num_kept, quarantined=by_code)
+        some = " ".join(kinds) or None
+        by_code = dict(self._db.execute(query, (some, some)).fetchall())
+        num_in = sum(by_code.values())
+        return Counts(num_in=num_in, num_kept=by_code.pop(None, 0), quarantined=by_code)
 
     def num_kept(self, kind: Kind, side: Split) -> int:
         """Kept rows of one kind on one side."""
@@ -294,19 +293,19 @@ class Ledger:
         return [PreferencePair.model_validate_json(body) for (body,) in found]
 
     def heldout_prompts(self) -> Iterator[Prompt]:
-        """Every held-out prompt once: as the prompt row says, else as a held-out pair asks it."""
+        """Every held-out prompt once: as its own row says, else as a pair or a rating asks it."""
         query = (
             "SELECT kind, body FROM (SELECT kind, body, prompt_id, row_number() OVER"
-            " (PARTITION BY prompt_id ORDER BY kind DESC, id) AS nth FROM rows"  # prompt, pair
+            " (PARTITION BY prompt_id ORDER BY kind <> 'prompt', kind, id) AS nth FROM rows"
             " WHERE code IS NULL AND side = 'heldout') WHERE nth = 1 ORDER BY prompt_id"
         )
         for kind, body in self._db.execute(query):
-            if kind == "prompt":
-                yield Prompt.model_validate_json(body)
+            item = _item(kind, body)
+            if isinstance(item, Prompt):
+                yield item
             else:
-                pair = PreferencePair.model_validate_json(body)
                 yield Prompt(
-                    prompt=pair.prompt, source=pair.source, split="heldout", slice=pair.slice
+                    prompt=item.prompt, source=item.source, split="heldout", slice=item.slice
                 )
 
     def quarantined(self) -> Iterator[Refused]:
@@ -331,14 +330,15 @@ class Ledger:
         query = "SELECT row FROM rows WHERE code = ? ORDER BY seq LIMIT 1"
         return excerpt.plain(str(self._db.execute(query, (code,)).fetchone()[0]))
 
-    def by_source(self, kind: Kind | None = None) -> dict[str, dict[str, int]]:
-        """Dataset to reason code to rows, `kept` for the rows that are; of one kind, or of all."""
+    def by_source(self, *kinds: Kind) -> dict[str, dict[str, int]]:
+        """Dataset to reason code to rows, `kept` for the rows that are; of some kinds, or all."""
         told: dict[str, dict[str, int]] = {}
         query = (
-            "SELECT dataset, coalesce(code, 'kept'), count(*) FROM rows WHERE ? IS NULL OR kind = ?"
-            " GROUP BY 1, 2 ORDER BY 1, 2"
+            "SELECT dataset, coalesce(code, 'kept'), count(*) FROM rows"
+            " WHERE ? IS NULL OR instr(?, kind) GROUP BY 1, 2 ORDER BY 1, 2"
         )
-        for dataset, code, count in self._db.execute(query, (kind, kind)):
+        some = " ".join(kinds) or None
+        for dataset, code, count in self._db.execute(query, (some, some)):
             told.setdefault(dataset, {})[code] = count
         return told
 
@@ -382,9 +382,9 @@ class Ledger:
         return dict(self._db.execute(query).fetchall())
 
     def labels(self) -> dict[str, int]:
-        """Label to pairs that nothing else is wrong with."""
+        """Label to pairs and ratings that nothing else is wrong with."""
         query = (
-            "SELECT label, count(*) FROM rows WHERE kind = 'pair' AND label IS NOT NULL"
+            "SELECT label, count(*) FROM rows WHERE label IS NOT NULL"
             " AND (code IS NULL OR code = 'not_preferred') GROUP BY 1 ORDER BY 2 DESC, 1"
         )
         return dict(self._db.execute(query).fetchall())
@@ -456,10 +456,10 @@ class Ledger:
         return {"edges": edges.tolist(), "chosen": chosen, "rejected": rejected}
 
     def digest(self, side: Split | None = None) -> str:
-        """sha256 over the ids and sides of the kept pairs, whatever order they came in."""
+        """sha256 over the ids and sides of kept pairs and ratings, whatever order they came in."""
         digest = hashlib.sha256()
         query = (
-            "SELECT id, side FROM rows WHERE code IS NULL AND kind = 'pair'"
+            "SELECT id, side FROM rows WHERE code IS NULL AND kind <> 'prompt'"
             " AND (? IS NULL OR side = ?) ORDER BY id"
         )
         for some_id, where in self._db.execute(query, (side, side)):
@@ -470,8 +470,7 @@ class Ledger:
 def _table(rows: list[tuple[Any, ...]], kind: Kind) -> "pa.Table":
     import pyarrow as pa
 
-    bodies = (row[0] for row in rows)
-    table = json_table(bodies, PreferencePair) if kind == "pair" else json_table(bodies, Prompt)
+    table = json_table((row[0] for row in rows), _MODELS[kind])
     sides = pa.array([row[1] for row in rows], pa.string())
     table = table.set_column(table.schema.get_field_index("split"), "split", sides)
     if kind == "pair":
@@ -499,6 +498,5 @@ def _glimpse(kind: Kind, body: str) -> str:
     return excerpt.of_item(_item(kind, body))
 
 
-def _item(kind: Kind, body: str) -> PreferencePair | Prompt:
-    model = PreferencePair if kind == "pair" else Prompt
-    return model.model_validate_json(body)
+def _item(kind: Kind, body: str) -> Item:
+    return _MODELS[kind].model_validate_json(body)

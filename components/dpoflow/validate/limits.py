@@ -7,8 +7,9 @@ Not     holding them: expectations.py; rows by themselves: row.py
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from dpoflow.contracts.pairs import Label
 from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.contracts.spec import ValidateConfig
 
@@ -73,7 +74,7 @@ def limits_of(
             high=config.max_chosen_longer,
         )
     if config.min_preferred is not None:
-        total = sum(labels.values())
+        total = sum(labels.get(name, 0) for name in get_args(Label))
         share = labels.get("preferred", 0) / total if total else None
         yield Limit(
             "preferred",
@@ -81,4 +82,13 @@ def limits_of(
             share,
             f"an answer is preferred in {labels.get('preferred', 0)} of {total} pairs",
             low=config.min_preferred,
+        )
+    if config.min_thumbs is not None:
+        up, down = labels.get("desirable", 0), labels.get("undesirable", 0)
+        yield Limit(
+            "rarer_thumb",
+            "data.min_thumbs",
+            min(up, down) / (up + down) if up + down else None,
+            f"{up} thumbs are up and {down} down",
+            low=config.min_thumbs,
         )

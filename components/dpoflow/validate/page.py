@@ -90,7 +90,8 @@ def _sources(by_source: Mapping[str, Mapping[str, int]]) -> Html:
 
 def _slices(by_slice: Mapping[str, Mapping[str, int]], thin: int) -> Html:
     """The thin ones first: they are what training and evaluation can say least about."""
-    columns = ("train_pairs", "heldout_pairs", "train_prompts", "heldout_prompts")
+    sides, kinds = ("train", "heldout"), ("pairs", "ratings", "prompts")
+    columns = [f"{side}_{kind}" for kind in kinds for side in sides]
     smallest = sorted(by_slice.items(), key=lambda item: (sum(item[1].values()), item[0]))
     rows: list[Sequence[str | int | Html]] = [
         (

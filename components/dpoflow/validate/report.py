@@ -26,9 +26,8 @@ def write(
     folder: Path,
     ledger: Ledger,
     counts: Counts,
-    *,
+    *kinds: Kind,
     facts: dict[str, Any],
-    kind: Kind | None = None,
 ) -> None:
     """All three, about the rows that `counts` are of.
 
@@ -42,7 +41,7 @@ def write(
         "schema_version": 1,
         "counts": counts.model_dump(mode="json"),
         "reasons": {code: text for code, text in REASONS.items() if code in counts.quarantined},
-        "by_source": ledger.by_source(kind),
+        "by_source": ledger.by_source(*kinds),
         "by_slice": ledger.by_slice(),
         "lengths": ledger.length_histogram(),
         "tokens": ledger.token_lengths(),
@@ -70,6 +69,8 @@ def show(
         **{f"not_used_{code}": number for code, number in counts.quarantined.items()},
         "pairs": result.num_pairs,
         "heldout_pairs": result.num_heldout_pairs,
+        "ratings": result.num_ratings,
+        "heldout_ratings": result.num_heldout_ratings,
         "prompts": result.num_prompts,
         "heldout_prompts": result.num_heldout_prompts,
     }

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.pairs import TOKENS, PreferencePair, Prompt, Source, with_system
+from dpoflow.contracts.pairs import TOKENS, Item, Prompt, Rating, Source, with_system
 from dpoflow.contracts.spec import FormatName, ValidateConfig
 from dpoflow.sources.formats import registry
 from dpoflow.sources.json_rows import Raw
@@ -27,7 +27,7 @@ from dpoflow.sources.pinned import Pinned
 from dpoflow.sources.reasons import Code, Quarantine
 from dpoflow.validate import agreement, excerpt
 from dpoflow.validate.checks import check
-from dpoflow.validate.contamination import Evaluations, Overlap
+from dpoflow.validate.contamination import Evaluations, Overlap, answers_of, turns_of
 from dpoflow.validate.findings import HIDDEN, Findings, kinds_of
 from dpoflow.validate.near import bands_of
 from dpoflow.validate.private import personal_in, secrets_in
@@ -52,7 +52,7 @@ class Batch:
 class _Item:
     """A row that has the shape of a pair or a prompt."""
 
-    value: PreferencePair | Prompt
+    value: Item
     where: Source
     columns: Columns
 
@@ -120,7 +120,7 @@ class Examiner:
 
     def _find_overlaps(self, items: Sequence[_Item]) -> None:
         for item, quoted in zip(
-            items, self._overlap.of([_turns(item.value) for item in items]), strict=True
+            items, self._overlap.of([turns_of(item.value) for item in items]), strict=True
         ):
             if quoted is not None:
                 _refuse(item, "contaminated", quoted)
@@ -145,7 +145,7 @@ class Examiner:
         return config.max_prompt_tokens, config.max_answer_tokens, config.max_answer_tokens
 
 
-def row_columns(item: PreferencePair | Prompt, where: Source, *, seed: int, origin: str) -> Columns:
+def row_columns(item: Item, where: Source, *, seed: int, origin: str) -> Columns:
     """What the ledger keeps of a sound row, whichever step it comes from."""
     prompt_id = item.prompt_id
     columns: Columns = {
@@ -158,10 +158,16 @@ def row_columns(item: PreferencePair | Prompt, where: Source, *, seed: int, orig
         "body": item.model_dump_json(),
     }
     if isinstance(item, Prompt):
+        return columns | {"kind": "prompt", "id": prompt_id, "bare": int(item.reference is None)}
+    if isinstance(item, Rating):
         return columns | {
-            "kind": "prompt",
-            "id": prompt_id,
-            "bare": int(item.reference is None),
+            "kind": "rating",
+            "id": item.rating_id,
+            "clash": sha256_json([prompt_id, item.answer.content]),
+            "rank": rank(item.rating_id, seed=seed),
+            "label": "desirable" if item.desirable else "undesirable",
+            "decided": 1,
+            "bare": 0,
         }
     chosen, rejected = item.chosen.content, item.rejected.content
     votes = agreement.said(item)
@@ -171,6 +177,7 @@ def row_columns(item: PreferencePair | Prompt, where: Source, *, seed: int, orig
         "clash": sha256_json([prompt_id, sorted([chosen, rejected])]),
         "rank": rank(item.pair_id, seed=seed),
         "label": item.label,
+        "decided": int(item.label == "preferred"),
         "bare": 0,
         "votes": json.dumps(votes) if votes else None,
         "chosen_chars": len(chosen),
@@ -197,20 +204,10 @@ def _refuse(item: _Item, code: Code, detail: str) -> None:
         item.columns |= {"code": code, "detail": excerpt.plain(detail)}
 
 
-def _texts(item: PreferencePair | Prompt) -> list[str]:
-    """What `TOKENS` counts, in its order."""
-    prompt = "\n".join(turn.content for turn in item.prompt)
-    if isinstance(item, PreferencePair):
-        return [prompt, item.chosen.content, item.rejected.content]
-    return [prompt] if item.reference is None else [prompt, item.reference]
-
-
-def _turns(item: PreferencePair | Prompt) -> list[str]:
-    """Everything that is read or learnt, but for a system message."""
-    turns = [turn.content for turn in item.prompt if turn.role != "system"]
-    if isinstance(item, PreferencePair):
-        return [*turns, item.chosen.content, item.rejected.content]
-    return turns if item.reference is None else [*turns, item.reference]
+def _texts(item: Item) -> list[str]:
+    """What `TOKENS` counts, in its order; a rating's answer stands where its thumb says."""
+    prompt, answers = "\n".join(turn.content for turn in item.prompt), answers_of(item)
+    return [prompt, *([""] if isinstance(item, Rating) and not item.desirable else []), *answers]
 
 
 def tokenizer_of(model: Path | None, config: ValidateConfig) -> Path | None:

@@ -6,12 +6,14 @@ Not     formats (sources/), making pairs (synthesize/), training
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import (
+    Item,
     PreferencePair,
     Prompt,
+    Rating,
     Source,
     read_parquet,
     write_parquet,
@@ -25,7 +27,7 @@ from dpoflow.validate import report as reports
 from dpoflow.validate.agreement import agreement_of
 from dpoflow.validate.checks import check
 from dpoflow.validate.excerpt import of_item
-from dpoflow.validate.ledger import Ledger, Origin, quality_columns
+from dpoflow.validate.ledger import Kind, Ledger, Origin, quality_columns
 from dpoflow.validate.limits import Limit, limits_of
 from dpoflow.validate.read import read_into
 from dpoflow.validate.row import Columns, refused, row_columns
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 PAIRS = "pairs.parquet"
 PROMPTS = "prompts.parquet"
 TRAIN = "train.parquet"
+RATINGS = "ratings.parquet"
+"""Beside pairs: answers that were rated by themselves."""
 _A_TEMPLATE = 20
 """Prompts of one cluster; fewer may be near by chance."""
 
@@ -78,6 +82,7 @@ def run(
 
         watched = _Watched(config)
         write_tables(watched("pairs", ledger.tables("pair")), PreferencePair, pairs / PAIRS)
+        write_tables(watched("ratings", ledger.tables("rating")), Rating, pairs / RATINGS)
         write_tables(watched("prompts", ledger.tables("prompt")), Prompt, prompts / PROMPTS)
         return _conclude(
             ledger,
@@ -112,6 +117,7 @@ def merge(
         ledger.add(_known(each, config, "human") for each in asked)
         given = state.events.track(read_parquet(pairs / PAIRS, PreferencePair), "human pairs")
         ledger.add(_known(each, config, "human") for each in given)
+        ledger.add(_known(each, config, "human") for each in read_parquet(pairs / RATINGS, Rating))
         made = state.events.track(
             read_parquet(synthetic / PAIRS, PreferencePair), "synthetic pairs"
         )
@@ -121,7 +127,7 @@ def merge(
         ledger.drop_duplicates()
         ledger.drop_conflicts()
         ledger.drop_leaks()
-        counts = _balanced(ledger.counts("pair"))
+        counts = _balanced(ledger.counts("pair", "rating"))
         facts = _measured(ledger)
         _refuse_too_few(ledger, counts, config, report, facts)
 
@@ -132,6 +138,10 @@ def merge(
         write_tables(learnt, PreferencePair, training / TRAIN)
         kept_out = watched("pairs", ledger.tables("pair", "heldout"))
         write_tables(kept_out, PreferencePair, heldout / PAIRS)
+        rated = watched("ratings", ledger.tables("rating", "train"))
+        write_tables(rated, Rating, training / RATINGS)
+        rated = watched("ratings", ledger.tables("rating", "heldout"))
+        write_tables(rated, Rating, heldout / RATINGS)
         num_asked = write_parquet(ledger.heldout_prompts(), Prompt, heldout / PROMPTS)
         return _conclude(
             ledger,
@@ -144,7 +154,7 @@ def merge(
             num_prompts=ledger.num_prompts("train"),
             num_heldout_prompts=num_asked,
             pairs_digest=ledger.digest("train"),
-            kind="pair",
+            kinds=("pair", "rating"),
         )
 
 
@@ -181,7 +191,7 @@ class _Watched:
         return dict(item for seen in self._observers.values() for item in seen.broken_by.items())
 
 
-def _known(item: PreferencePair | Prompt, config: ValidateConfig, origin: Origin) -> Columns:
+def _known(item: Item, config: ValidateConfig, origin: Origin) -> Columns:
     """The columns of what an earlier validate kept: its side and its measures stay."""
     columns = row_columns(item, item.source, seed=config.seed, origin=origin)
     quality = item.quality if isinstance(item, PreferencePair) else None
@@ -249,10 +259,10 @@ def _refuse_one_template(near: dict[str, Any], config: ValidateConfig) -> None:
 def _refuse_too_few(
     ledger: Ledger, counts: Counts, config: ValidateConfig, report: Path, facts: dict[str, Any]
 ) -> None:
-    num_pairs = ledger.num_kept("pair", "train")
+    num_pairs = ledger.num_kept("pair", "train") + ledger.num_kept("rating", "train")
     if num_pairs >= config.min_pairs:
         return
-    reports.write(report, ledger, counts, facts=facts, kind="pair")
+    reports.write(report, ledger, counts, "pair", "rating", facts=facts)
     unused = reports.reasons(ledger, counts)
     raise DataRejected(
         f"{num_pairs} training pairs are fewer than data.min_pairs ({config.min_pairs}): "
@@ -290,7 +300,7 @@ def _conclude(
     num_prompts: int,
     num_heldout_prompts: int,
     pairs_digest: str,
-    kind: Literal["pair"] | None = None,
+    kinds: tuple[Kind, ...] = (),
 ) -> ValidateResult:
     """Write the report, refuse where an expectation broke, and say what there is."""
     limits = _limits(ledger, counts, config, facts)
@@ -305,7 +315,7 @@ def _conclude(
         "expectations": held,
         "thin": config.min_slice_pairs,
     }
-    reports.write(report, ledger, counts, facts=facts, kind=kind)
+    reports.write(report, ledger, counts, *kinds, facts=facts)
     for name, ids in watched.broken_by.items():
         raise DataRejected(f"{name} does not hold for rows {', '.join(ids[:5]) or '(all)'}")
     if broken:
@@ -317,6 +327,8 @@ def _conclude(
         counts=counts,
         num_pairs=ledger.num_kept("pair", "train"),
         num_heldout_pairs=ledger.num_kept("pair", "heldout"),
+        num_ratings=ledger.num_kept("rating", "train"),
+        num_heldout_ratings=ledger.num_kept("rating", "heldout"),
         num_prompts=num_prompts,
         num_heldout_prompts=num_heldout_prompts,
         slices={name: sum(told.values()) for name, told in ledger.by_slice().items()},
@@ -324,9 +336,11 @@ def _conclude(
         pairs_digest=pairs_digest,
     )
     unused = reports.reasons(ledger, counts)
+    num_rated, num_heldout = result.num_ratings, result.num_heldout_ratings
+    rated = f"{num_rated} rated answers, {num_heldout} held out; " if num_rated else ""
     state.events.say(
         f"{counts.num_in} rows in, {counts.num_kept} kept: {result.num_pairs} pairs to train on, "
-        f"{result.num_heldout_pairs} held out; {result.num_prompts} prompts, "
+        f"{result.num_heldout_pairs} held out; {rated}{result.num_prompts} prompts, "
         f"{result.num_heldout_prompts} held out" + (f"; not used: {unused}" if unused else "")
     )
     return result

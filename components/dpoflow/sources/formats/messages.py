@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dpoflow.contracts.pairs import Label, Message, PreferencePair, Prompt, Role, Source, Vote
+from dpoflow.contracts.pairs import Item, Label, Message, PreferencePair, Role, Source, Vote
 from dpoflow.contracts.spec import FormatName
 from dpoflow.sources.reasons import Quarantine
 
@@ -33,7 +33,7 @@ class Format:
     """Every top-level field that `convert` looks at; others are named in the report."""
     fits: Callable[[Row], bool]
     """Whether a row has this layout, by its fields and their types alone."""
-    convert: Callable[[Row, Source], PreferencePair | Prompt]
+    convert: Callable[[Row, Source], Item]
     """The row as ours; raises Quarantine."""
 
 

@@ -23,8 +23,8 @@ _ANSWERS = ("chosen", "rejected")
 
 
 def fits(row: Row) -> bool:
-    """Whether there is a prompt and nobody answered it twice."""
-    return "prompt" in row and not any(name in row for name in _ANSWERS)
+    """Whether there is a prompt and nobody answered it."""
+    return "prompt" in row and not any(name in row for name in (*_ANSWERS, "completion"))
 
 
 def convert(row: Row, origin: Source) -> Prompt:

@@ -8,7 +8,7 @@ Not     the layouts: one module each, beside this one
 from collections.abc import Sequence
 
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.pairs import Item, Source
 from dpoflow.contracts.spec import FormatName
 from dpoflow.sources.formats import (
     canonical,
@@ -19,6 +19,7 @@ from dpoflow.sources.formats import (
     summaries,
     trl,
     ultrafeedback,
+    unpaired,
     votes,
 )
 from dpoflow.sources.formats.messages import Format
@@ -29,7 +30,7 @@ FORMATS: dict[FormatName, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (
         *(canonical, hh_rlhf, trl, ultrafeedback, sharegpt, prompts),
-        *(shp, summaries, votes),
+        *(shp, summaries, votes, unpaired),
     )
 }
 
@@ -59,7 +60,7 @@ def recognise(rows: Sequence[Raw], where: str) -> Format:
     )
 
 
-def convert(row: Raw, form: Format, origin: Source) -> PreferencePair | Prompt:
+def convert(row: Raw, form: Format, origin: Source) -> Item:
     """The row in our own terms; raises Quarantine, and nothing else whatever the row holds."""
     if isinstance(row, Quarantine):
         raise row

@@ -31,8 +31,8 @@ from dpoflow.sources.formats.messages import (
 )
 from dpoflow.sources.reasons import Quarantine
 
-_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
-_LAYOUT: dict[str, Any] = {"who": "from", "what": "value", "roles": _ROLES}
+SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+_LAYOUT: dict[str, Any] = {"who": "from", "what": "value", "roles": SPEAKERS}
 _MEDIA = ("tools", "images", "videos", "audios")
 
 
