@@ -181,5 +181,7 @@ def pairs_folder(
     """An artifact of pairs, unsealed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(pairs, PreferencePair, folder / "train.parquet")
-    write_parquet(ratings, Rating, folder / "ratings.parquet")
+    rated = list(ratings)
+    if rated:
+        write_parquet(rated, Rating, folder / "ratings.parquet")
     return folder

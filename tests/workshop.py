@@ -53,17 +53,21 @@ class Workshop:
 
     def write(self, files: dict[str, list[Any]]) -> None:
         """Write rows as JSON lines and pin them: `old…` to be replayed, `eval…` to stay unseen."""
-        sources = []
         for name, lines in files.items():
-            path = self.folder("in") / name
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            sources.append(SourceConfig(uri=str(path)))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (self.folder("in") / name).write_text(text)
+        self.pin(*(self.folder("in") / name for name in files))
+
+    def pin(self, *paths: Path, form: str = "auto") -> None:
+        """Files that are there."""
+        sources = [
+            SourceConfig.model_validate({"uri": str(path), "format": form}) for path in paths
+        ]
         snapshot_data.pin(self.find(*sources), self.folder("data"), self.state.events)
 
     def of_file(self, path: Path, form: str = "auto", **knobs: Any) -> Seen:
         """On a file that is there."""
-        located = self.find(SourceConfig.model_validate({"uri": str(path), "format": form}))
-        snapshot_data.pin(located, self.folder("data"), self.state.events)
+        self.pin(path, form=form)
         return self.run_pinned(**knobs)
 
     def find(self, *sources: SourceConfig) -> list[snapshot_data.Located]:

@@ -1,5 +1,6 @@
 """Answers that were rated by themselves: read, checked, split, and learnt from with KTO."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import pytest
 import torch
 from tests.tiny import ratings_of, tiny_pairs, tiny_tokenizer
 from tests.training import FAST, Job
-from tests.workshop import Row, Workshop, row
+from tests.workshop import Row, Workshop, row, rows
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
-from dpoflow.contracts.pairs import Rating, Source, read_parquet
+from dpoflow.contracts.pairs import Rating, Source, read_parquet, write_parquet
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.layout import LayoutName
 from dpoflow.policy.load import load
@@ -86,6 +87,34 @@ def test_what_would_be_a_guess_is_refused(given: Row, code: str) -> None:
 
 def ratings(workshop: Workshop, where: str) -> list[Rating]:
     return list(read_parquet(workshop.path / where / "ratings.parquet", Rating))
+
+
+def test_what_a_version_was_trained_on_can_be_replayed(workshop: Workshop, tmp_path: Path) -> None:
+    """Its files are our own: pairs and ratings come back as they were."""
+    thumbs = [thumb(f"question {n}", "a", n % 2 == 0) for n in range(30)]
+    workshop.run([*rows(30)])
+    workshop.merge([])
+    assert not (tmp_path / "training" / "ratings.parquet").exists()
+    workshop.run({"a.jsonl": thumbs, "b.jsonl": rows(30)})
+    workshop.merge([])
+    old = [tmp_path / "training" / name for name in ("train.parquet", "ratings.parquet")]
+    another = Workshop(tmp_path / "another")
+    for path in old:
+        path.rename(another.folder("in") / f"old-{path.name}")
+    new = another.folder("in") / "new.jsonl"
+    new.write_text("".join(json.dumps(row(f"new {n}")) + "\n" for n in range(80)))
+
+    another.pin(*sorted(another.folder("in").iterdir()))
+    seen = another.run_pinned(replay_per_new=1)
+
+    again = {each.rating_id for each in ratings(another, "pairs")}
+    assert len(again) > 15
+    assert again <= {each.rating_id for each in ratings(workshop, "pairs")}
+    assert set(seen.report["by_source"]) == {
+        "new.jsonl",
+        "old-ratings.parquet",
+        "old-train.parquet",
+    }
 
 
 def test_ratings_go_through_validate_like_pairs(workshop: Workshop) -> None:
@@ -222,12 +251,13 @@ def test_an_objective_of_pairs_refuses_ratings(tmp_path: Path) -> None:
         job.run(FAST)
 
 
-def test_a_pairs_training_is_the_same_beside_an_empty_file_of_ratings(tmp_path: Path) -> None:
+def test_pairs_are_learnt_the_same_beside_an_empty_file_of_ratings(tmp_path: Path) -> None:
     job = Job(tmp_path, tiny_pairs(8))
     config = TrainConfig(**{**FAST.model_dump(), "epochs": 1})
 
-    with_file = job.run(config, "with")
-    (job.pairs / "ratings.parquet").unlink()
+    assert not (job.pairs / "ratings.parquet").exists()
     without = job.run(config, "without")
+    write_parquet([], Rating, job.pairs / "ratings.parquet")
+    with_file = job.run(config, "with")
 
     assert with_file.policy_digest == without.policy_digest

@@ -200,8 +200,8 @@ def fetch(uri: str, folder: Path) -> Path:
     return local / "model"
 
 
-def pairs_of(uri: str, root: Path) -> Path:
-    """The pairs that a version was trained on, if this root has them."""
+def pairs_of(uri: str, root: Path) -> list[Path]:
+    """The files of pairs and ratings that a version was trained on, if this root has them."""
     from mlflow.artifacts import download_artifacts
 
     found = _named(uri)
@@ -216,7 +216,7 @@ def pairs_of(uri: str, root: Path) -> Path:
             f"the pairs {digest[:12]}… that {found.name}/{found.version} was trained on are not "
             f"under {root}; name the home it was made in with --home, or a file of pairs"
         )
-    return artifact / "train.parquet"
+    return sorted(artifact.glob("*.parquet"))
 
 
 def _named(uri: str) -> "ModelVersion":

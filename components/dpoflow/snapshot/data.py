@@ -55,7 +55,8 @@ def _find(
         if source.uri.startswith(REGISTRY):
             from dpoflow.registry.versions import pairs_of  # mlflow: only where it is asked
 
-            name, found = source.uri, data_files(str(pairs_of(source.uri, root)))
+            files = [data_files(str(path)).files[0] for path in pairs_of(source.uri, root)]
+            name, found = source.uri, Found(files, [])
         elif source.uri.startswith(s3.SCHEME):
             name, found = s3.name_of(source.uri), s3.Store().objects(source.uri)
         else:

@@ -147,7 +147,7 @@ def _encoded(
             else f"label_{pair.label}"
         )
     if not (folder / RATINGS).is_file():
-        return  # pairs from somewhere else
+        return
     for rating in read_parquet(folder / RATINGS, Rating):
         if config.loss != "kto":
             raise ConfigError(

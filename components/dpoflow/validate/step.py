@@ -5,6 +5,7 @@ Gives   pairs and prompts with their split, a report, every unused row with its 
 Not     formats (sources/), making pairs (synthesize/), training
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ PAIRS = "pairs.parquet"
 PROMPTS = "prompts.parquet"
 TRAIN = "train.parquet"
 RATINGS = "ratings.parquet"
-"""Beside pairs: answers that were rated by themselves."""
+"""Beside pairs, where there are any: answers that were rated by themselves."""
 _A_TEMPLATE = 20
 """Prompts of one cluster; fewer may be near by chance."""
 
@@ -82,7 +83,7 @@ def run(
 
         watched = _Watched(config)
         write_tables(watched("pairs", ledger.tables("pair")), PreferencePair, pairs / PAIRS)
-        write_tables(watched("ratings", ledger.tables("rating")), Rating, pairs / RATINGS)
+        _write_ratings(watched("ratings", ledger.tables("rating")), pairs)
         write_tables(watched("prompts", ledger.tables("prompt")), Prompt, prompts / PROMPTS)
         return _conclude(
             ledger,
@@ -117,7 +118,9 @@ def merge(
         ledger.add(_known(each, config, "human") for each in asked)
         given = state.events.track(read_parquet(pairs / PAIRS, PreferencePair), "human pairs")
         ledger.add(_known(each, config, "human") for each in given)
-        ledger.add(_known(each, config, "human") for each in read_parquet(pairs / RATINGS, Rating))
+        if (pairs / RATINGS).is_file():
+            rated = read_parquet(pairs / RATINGS, Rating)
+            ledger.add(_known(each, config, "human") for each in rated)
         made = state.events.track(
             read_parquet(synthetic / PAIRS, PreferencePair), "synthetic pairs"
         )
@@ -138,10 +141,8 @@ def merge(
         write_tables(learnt, PreferencePair, training / TRAIN)
         kept_out = watched("pairs", ledger.tables("pair", "heldout"))
         write_tables(kept_out, PreferencePair, heldout / PAIRS)
-        rated = watched("ratings", ledger.tables("rating", "train"))
-        write_tables(rated, Rating, training / RATINGS)
-        rated = watched("ratings", ledger.tables("rating", "heldout"))
-        write_tables(rated, Rating, heldout / RATINGS)
+        _write_ratings(watched("ratings", ledger.tables("rating", "train")), training)
+        _write_ratings(watched("ratings", ledger.tables("rating", "heldout")), heldout)
         num_asked = write_parquet(ledger.heldout_prompts(), Prompt, heldout / PROMPTS)
         return _conclude(
             ledger,
@@ -189,6 +190,13 @@ class _Watched:
     def broken_by(self) -> dict[str, list[str]]:
         """Expectation to the first rows that broke it."""
         return dict(item for seen in self._observers.values() for item in seen.broken_by.items())
+
+
+def _write_ratings(tables: "Iterator[pa.Table]", folder: Path) -> None:
+    """A file of them where there are any: most data have none."""
+    first = next(tables, None)
+    if first is not None:
+        write_tables(chain([first], tables), Rating, folder / RATINGS)
 
 
 def _known(item: Item, config: ValidateConfig, origin: Origin) -> Columns:

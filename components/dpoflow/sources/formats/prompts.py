@@ -20,11 +20,13 @@ from dpoflow.sources.formats.messages import (
 from dpoflow.sources.reasons import Quarantine
 
 _ANSWERS = ("chosen", "rejected")
+_RATED = ("completion", "desirable")
+"""Of `unpaired` and of our own ratings."""
 
 
 def fits(row: Row) -> bool:
     """Whether there is a prompt and nobody answered it."""
-    return "prompt" in row and not any(name in row for name in (*_ANSWERS, "completion"))
+    return "prompt" in row and not any(name in row for name in (*_ANSWERS, *_RATED))
 
 
 def convert(row: Row, origin: Source) -> Prompt:
