@@ -117,7 +117,7 @@ def test_a_file_uri_may_carry_escapes(tmp_path: Path) -> None:
     ("uri", "says"),
     [
         ("gs://bucket/key.jsonl", "gs:// is not known"),
-        ("https://host/x.jsonl", "https:// is not known"),
+        ("ftp://host/x.jsonl", "ftp:// is not known"),
         ("file://elsewhere/x.jsonl", "cannot be read"),
         ("nowhere/x.jsonl", "does not exist"),
         ("nul\0byte.jsonl", "does not exist"),

@@ -134,9 +134,11 @@ def local_path(uri: str) -> Path:
     parts = urlsplit(uri)
     if scheme[1].lower() == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
+    shown = uri.partition("?")[0]  # a query may be a signature
     raise ConfigError(
-        f"data.sources[].uri {uri} cannot be read: {scheme[1]}:// is not known here; "
-        f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX"
+        f"data.sources[].uri {shown} cannot be read: {scheme[1]}:// is not known here; "
+        f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX, or one file as "
+        "https://HOST/PATH"
     )
 
 
