@@ -35,6 +35,8 @@ FormatName = Literal[
     "shp",
     "summaries",
     "votes",
+    "argilla",
+    "label-studio",
 ]
 ROLES = ("base", "init", "champion")
 """What a spec may call a model by; a folder of such a name is written ./base."""
@@ -49,7 +51,8 @@ _LOOKS = 8
 
 _WEB = ("https", "http")
 _SIGNATURE = re.compile(
-    r"(?i)(sig|signature|token|credential|password|passwd|secret|api_?key|access_?key|auth)$|^key$"
+    r"(?i)(sig|signature|hmac|token|jwt|credential|password|passwd|secret|api_?key|access_?key|auth)"
+    r"$|^key$"
 )
 """How parameters are called that let somebody in."""
 

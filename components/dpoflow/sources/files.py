@@ -117,7 +117,8 @@ def data_names(names: Iterable[str]) -> set[str]:
     above = {folder.parent for folder in saved}
 
     def is_data(path: PurePosixPath) -> bool:
-        if path.name.startswith(".") or suffix_of(path.name) is None:
+        hidden = any(part.startswith(".") for part in path.parts)  # also Argilla's settings
+        if hidden or suffix_of(path.name) is None:
             return False
         if path.parent in saved:  # what `map` and `filter` leave there is somebody's next step
             return path.suffix.lower() == ".arrow" and not path.name.startswith("cache-")

@@ -66,7 +66,8 @@ def _read_file(
     for row_id, row in events.track(rows, f"read {excerpt.plain(pinned.name)}"):
         facts.num_rows += 1
         if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
-            facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - form.reads}
+            used = form.reads.union(form.also_reads(row))
+            facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - used}
         origin = Source(dataset=pinned.source, row=row_id, licence=pinned.licence)
         _take(ledger, row, form, origin, pinned, max_chars=config.max_chars)
     return facts
