@@ -79,14 +79,9 @@ class Store:
     ) -> None:
         """`query` is put to every URL that is asked for, and to nothing else."""
         self._query, self._patience_s, self._timeout_s = query, patience_s, timeout_s
-        self._opener = (
-            OpenerDirector()
-        )  # without what follows redirects, or opens file:// and ftp://
-        for each in (
-            ProxyHandler(),
-            HTTPHandler(),
-            HTTPSHandler(context=ssl.create_default_context()),
-        ):
+        trust = ssl.create_default_context()
+        self._opener = OpenerDirector()  # with nothing that follows redirects or opens file://
+        for each in (ProxyHandler(), HTTPHandler(), HTTPSHandler(context=trust)):
             self._opener.add_handler(each)
         self._opener.addheaders = [("User-Agent", f"dpoflow/{__version__}"), ("Accept", "*/*")]
 

@@ -118,12 +118,7 @@ def also_reads(row: Row) -> Collection[str]:
 
 def _record(row: Row) -> Record:
     if is_flat(row):
-        asked = [key for key in row if key.endswith(_FLAT) and f"{key}.users" in row]
-        columns = {f"{key}{more}" for key in asked for more in _COLUMNS}
-        about = {"slice", *_ABOUT, *(key for key in row if key.endswith(_SUGGESTED))}
-        fields = {key: row[key] for key in row if key not in columns | about}
-        questions = {key.removesuffix(_FLAT): list(_columns(row, key)) for key in asked}
-        return Record(fields, questions, flat=True)
+        return _flat(row)
     fields, given = _mapping(field(row, "fields"), "fields"), field(row, "responses")
     if isinstance(given, list):
         return Record(fields, _by_question(given), flat=False)
@@ -134,6 +129,15 @@ def _record(row: Row) -> Record:
         name: list(_listed(each, f"responses.{name}", sure=sure)) for name, each in given.items()
     }
     return Record(fields, questions, flat=False)
+
+
+def _flat(row: Row) -> Record:
+    asked = [key for key in row if key.endswith(_FLAT) and f"{key}.users" in row]
+    columns = {f"{key}{more}" for key in asked for more in _COLUMNS}
+    about = {"slice", *_ABOUT, *(key for key in row if key.endswith(_SUGGESTED))}
+    fields = {key: row[key] for key in row if key not in columns | about}
+    questions = {key.removesuffix(_FLAT): list(_columns(row, key)) for key in asked}
+    return Record(fields, questions, flat=True)
 
 
 def _by_question(given: list[object]) -> dict[str, list[Response]]:
@@ -151,13 +155,13 @@ def _by_question(given: list[object]) -> dict[str, list[Response]]:
 
 
 def _columns(row: Row, key: str) -> Iterator[Response]:
-    values, users, statuses = (row.get(f"{key}{more}") for more in _COLUMNS)
-    if values is None:  # nobody answered
+    columns = [row.get(f"{key}{more}") for more in _COLUMNS]
+    if columns[0] is None:  # nobody answered
         return
-    columns = (values, users, statuses)
-    if not all(isinstance(each, list) and len(each) == len(values) for each in columns):
+    lists = [each for each in columns if isinstance(each, list)]
+    if len(lists) != len(columns) or len({len(each) for each in lists}) > 1:
         raise Quarantine("wrong_type", f"{key}, .users and .status are no lists of one length")
-    for value, user, status in zip(*columns, strict=True):
+    for value, user, status in zip(*lists, strict=True):
         yield Response(text(user, f"{key}.users"), value, _finished(status, key))
 
 
