@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from pydantic import ValidationError
 from tests.seaweed import BUCKET, KEY, SECRET, Line, SeaweedFS
 
@@ -60,10 +63,12 @@ def rows(count: int, *, start: int = 0, padding: int = 10) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in made).encode()
 
 
-def pin(uri: str, folder: Path) -> str:
+def pin(uri: str, folder: Path, **more: Any) -> str:
     """The digest under which the data of one source is pinned."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = SnapshotConfig(sources=(SourceConfig(uri=uri, name="feedback"),), model="unused")
+    config = SnapshotConfig(
+        sources=(SourceConfig(uri=uri, name="feedback", **more),), model="unused"
+    )
     events = Events(folder / "events.jsonl", "snapshot")
     return data.pin(data.find(config, folder, events), folder / "data", events).digest
 
@@ -215,6 +220,30 @@ def test_bytes_that_a_disk_damaged_meanwhile_are_not_taken(
 
     fetch(f"s3://{BUCKET}/rot/a.jsonl", tmp_path / "came")
     assert (tmp_path / "came").read_bytes() == rows(50)
+
+
+def test_a_presigned_url_of_a_store_is_a_source_like_any_file_of_the_web(
+    server: SeaweedFS, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{large(server)}/a.jsonl"
+    whole = pin(uri, tmp_path / "whole")
+    style = Config(s3={"addressing_style": "path"}, signature_version="s3v4")
+    client = boto3.client("s3", config=style)
+    place = {"Bucket": BUCKET, "Key": "large/a.jsonl"}
+    address, _, query = client.generate_presigned_url("get_object", Params=place).partition("?")
+    monkeypatch.setenv("SIGNED", query)
+    line.passed, line.cut_after = 0, 10 * MIB
+
+    signed = pin(address, tmp_path / "signed", query_env="SIGNED")
+
+    assert address.startswith(line.url)
+    assert signed == whole
+    assert line.cut_after is None
+    assert line.passed < 30 * MIB, "it went on where it was"
+    monkeypatch.setenv("SIGNED", query.replace("X-Amz-Signature=", "X-Amz-Signature=0"))
+    with pytest.raises(ConfigError, match=r"HTTP 403.*query_env") as told:
+        pin(address, tmp_path / "forged", query_env="SIGNED")
+    assert "X-Amz" not in str(told.value)
 
 
 # ---------------------------------------------------------------- what is wrong

@@ -233,13 +233,28 @@ def test_where_the_end_is_unknown_a_whole_draft_is_known_to_be_whole(
     assert server.passed - before < MIB
 
 
+def test_coming_as_far_as_before_may_take_longer_than_patience(
+    server: WebServer, tmp_path: Path
+) -> None:
+    server.pages["/a.jsonl"] = Page(BIG, ranges=False, cut_after=8 * MIB, pause_s=0.005)
+    wanted = look(f"{server.url}/a.jsonl")
+    began = time.monotonic()
+
+    fetch(wanted, tmp_path / "came", patience_s=1.5)
+
+    assert (tmp_path / "came").read_bytes() == BIG
+    assert time.monotonic() - began > 2 * 1.5
+
+
 def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_path: Path) -> None:
     page = Page(BIG, ranges=False, cut_after=2 * MIB, always_cut=True)
     server.pages["/a.jsonl"] = page
     wanted = look(f"{server.url}/a.jsonl")
 
     with pytest.raises(ServiceUnavailable, match="was cut off"):
-        fetch(wanted, tmp_path / "came")
+        fetch(wanted, tmp_path / "came", patience_s=60)
+
+    assert server.passed < 10 * 2 * MIB
 
 
 def test_a_trickle_is_not_waited_for_for_ever(server: WebServer, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ CHUNK = 1 << 20
 PATIENCE_S = 300.0
 """How long a download waits for its next MiB before it gives up; what came is kept."""
 
+MAX_IN_VAIN = 5
+"""How often a download may begin anew without coming further than ever."""
+
 Progress = Callable[[int], None]
 """Hears how many bytes of a file are there."""
 
@@ -107,26 +110,34 @@ class Listed:
 
 
 class Patience:
-    """How long to wait for something to come. A MiB more than ever before is something."""
+    """How long to wait for something to come: a MiB, or the whole that ends before it."""
 
     def __init__(self, seconds: float = PATIENCE_S) -> None:
-        self._seconds, self._heard, self._furthest = seconds, time.monotonic(), 0
+        self._seconds, self._heard = seconds, time.monotonic()
+        self._mark = self._furthest = self._in_vain = 0
 
     @property
     def left_s(self) -> float:
         """Until it has run out."""
         return self._heard + self._seconds - time.monotonic()
 
+    def begin(self, start: int) -> None:
+        """Bytes come from `start` on; behind what was there before, where a store has no ranges."""
+        self._mark = min(self._mark, start)
+        self._in_vain += 1
+
     def hear(self, have: int) -> None:
-        """So many bytes are there. One that comes now and then is no progress: Away."""
-        if have >= self._furthest + CHUNK:
-            self._heard, self._furthest = time.monotonic(), have
+        """So many bytes are there. One now and then is no progress: Away."""
+        if have >= self._mark + CHUNK:
+            self._heard, self._mark = time.monotonic(), have
         elif self.left_s < 0:
             raise Away(f"less than a MiB came in {self._seconds:.0f} s")
+        if have > self._furthest:
+            self._furthest, self._in_vain = have, 0
 
     def wait(self, away: Away, advice: str) -> None:
-        """Until it is worth asking again; ServiceUnavailable where that is too long."""
-        if away.wait_s > self.left_s:
+        """Until it is worth asking again; ServiceUnavailable where it is not."""
+        if away.wait_s > self.left_s or self._in_vain > MAX_IN_VAIN:
             raise ServiceUnavailable(f"{away}; {advice}") from None
         time.sleep(away.wait_s)
 
@@ -178,6 +189,7 @@ def _fetch(wanted: RemoteFile, target: Path, patience: Patience, progress: Progr
         with wanted.store.open(wanted, have) as body, target.open("ab") as out:
             out.truncate(body.start)
             have = body.start
+            patience.begin(have)
             for chunk in body.chunks:
                 have += out.write(chunk)
                 if have > limit:
