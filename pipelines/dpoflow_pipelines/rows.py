@@ -18,13 +18,14 @@ def rows_of(spec: Spec) -> Iterator[Item]:
     from dpoflow.sources.files import data_files, local_path, read_rows
     from dpoflow.sources.formats import registry
     from dpoflow.sources.reasons import Quarantine
-    from dpoflow.sources.s3 import SCHEME
+    from dpoflow.sources.remote import is_remote, shown
 
     for source in spec.data.sources:
-        if source.uri.startswith(SCHEME):
+        if is_remote(source.uri):
             raise ConfigError(
-                f"data.sources[].uri {source.uri}: an estimate reads the data, and it is not here; "
-                "download some of it, and name that with --set 'data.sources=[{uri: FILE}]'"
+                f"data.sources[].uri {shown(source.uri)}: an estimate reads the data, and it is "
+                "not here; download some of it, and name that with "
+                "--set 'data.sources=[{uri: FILE}]'"
             )
         for file in data_files(source.uri).files:
             rows = read_rows(

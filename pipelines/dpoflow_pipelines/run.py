@@ -19,7 +19,7 @@ from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import REGISTRY, Spec
-from dpoflow.sources import s3
+from dpoflow.sources import remote
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
@@ -66,8 +66,8 @@ def check_sources(spec: Spec) -> None:
     """Whether data and model are there at all: a typo is told before there is a run."""
     pinned = spec.snapshot
     for source in (*pinned.sources, *pinned.replay):
-        if source.uri.startswith(s3.SCHEME):
-            s3.Store().objects(source.uri)
+        if remote.is_remote(source.uri):
+            remote.listed(source, most=int(pinned.max_download_gb * 2**30))
         elif not source.uri.startswith(REGISTRY):
             data_files(source.uri)
     models = [

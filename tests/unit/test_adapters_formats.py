@@ -101,6 +101,91 @@ VOTES: Row = {
     "annotator3": 2,
 }
 
+
+def said_by(user: str, value: object, **more: object) -> Row:
+    return {"value": value, "user_id": user, **more}
+
+
+def ranks(first: int, second: int) -> list[Row]:
+    return [{"value": "response1", "rank": first}, {"value": "response2", "rank": second}]
+
+
+# Argilla: `Settings.for_ranking` names the fields, `Record.to_dict` and `to_list` the rest.
+FIELDS: Row = {"instruction": "Why?", "response1": "No.", "response2": "Because."}
+ARGILLA: Row = {
+    "id": "r1",
+    "_server_id": "6f",
+    "status": "completed",
+    "fields": FIELDS,
+    "metadata": {"source": "web", "slice": "billing"},
+    "suggestions": {"preference": {"value": "response1", "score": 0.9, "agent": "gpt"}},
+    "responses": {
+        "preference": [said_by("ann", "response2")],
+        "why": [said_by("ann", "It answers.")],
+    },
+    "vectors": {},
+}
+ARGILLA_RANKED: Row = {**ARGILLA, "responses": {"ranking": [said_by("ann", ranks(2, 1))]}}
+ARGILLA_RATED: Row = {  # distilabel's PreferenceToArgilla
+    **ARGILLA,
+    "fields": {
+        "id": "sha", "instruction": "Why?", "generations-0": "No.", "generations-1": "Because."
+    },
+    "responses": {
+        "generations-0-rating": [said_by("ann", 2)],
+        "generations-1-rating": [said_by("ann", 5)],
+        "generations-0-rationale": [said_by("ann", "Too short.")],
+    },
+}  # fmt: skip
+ARGILLA_SERVER: Row = {  # a record of the HTTP API, with include=responses
+    **{key: ARGILLA[key] for key in ("id", "status", "fields", "metadata")},
+    "external_id": None,
+    "responses": [
+        {"user_id": "ann", "status": "submitted", "values": {"ranking": {"value": ranks(2, 1)}}},
+        {"user_id": "bob", "status": "discarded", "values": None},
+    ],
+}
+ARGILLA_FLAT: Row = {
+    "id": "r1",
+    "status": "pending",
+    "_server_id": "6f",
+    **FIELDS,
+    "turns": 3,
+    "preference.responses": ["response2", "response1", "response2"],
+    "preference.responses.users": ["ann", "bob", "cem"],
+    "preference.responses.status": ["submitted", "discarded", "submitted"],
+    "preference.suggestion": "response1",
+    "preference.suggestion.score": None,
+    "preference.suggestion.agent": "gpt",
+}
+
+
+def task(data: Row, *annotations: Row) -> Row:
+    return {"id": 1, "data": data, "annotations": list(annotations), "drafts": [], "project": 3}
+
+
+def annotated(who: object, value: Row | None, kind: str = "pairwise", **more: object) -> Row:
+    """As labelstud.io/guide/task_format shows an annotation."""
+    name = "comparison" if kind == "pairwise" else "rank"
+    result = [] if value is None else [
+        {"from_name": name, "to_name": name, "id": "x", "type": kind, "value": value}
+    ]  # fmt: skip
+    return {"id": 9, "completed_by": who, "was_cancelled": False, "result": result, **more}
+
+
+ANSWERS: Row = {"prompt": "Why?", "answer1": "No.", "answer2": "Because."}
+RIGHT, LEFT = {"selected": "right"}, {"selected": "left"}
+ITEMS: Row = {
+    "prompt": "Why?",
+    "items": [
+        {"id": "a", "title": "A", "body": "No."},
+        {"id": "b", "title": "B", "body": "Because."},
+    ],
+}
+STUDIO: Row = task(ANSWERS, annotated(7, RIGHT))
+STUDIO_RANKED: Row = task(ITEMS, annotated(7, {"ranker": {"rank": ["b", "a"]}}, "ranker"))
+STUDIO_LISTED: Row = task(ITEMS, annotated(7, {"ranker": ["b", "a"]}, "ranker"))
+
 SOUND: list[tuple[FormatName, Row]] = [
     ("canonical", CANONICAL),
     ("hh-rlhf", HH),
@@ -117,6 +202,14 @@ SOUND: list[tuple[FormatName, Row]] = [
     ("summaries", SUMMARY),
     ("summaries", NEWS),
     ("votes", VOTES),
+    ("argilla", ARGILLA),
+    ("argilla", ARGILLA_RANKED),
+    ("argilla", ARGILLA_RATED),
+    ("argilla", ARGILLA_SERVER),
+    ("argilla", ARGILLA_FLAT),
+    ("label-studio", STUDIO),
+    ("label-studio", STUDIO_RANKED),
+    ("label-studio", STUDIO_LISTED),
 ]
 
 
@@ -160,6 +253,14 @@ def code_of(name: FormatName, row: Any) -> Code:
          [("user", "SUBREDDIT: r/AskReddit\n\nTITLE: Lamp\n\nPOST: It broke.\n\nTL;DR:")]),
         ("summaries", NEWS, [("user", "Article:\nRain fell.\n\nTL;DR:")]),
         ("votes", VOTES, [("user", "Shorten.\n\nIt rains a lot.")]),
+        ("argilla", ARGILLA, [("user", "Why?")]),
+        ("argilla", ARGILLA_RANKED, [("user", "Why?")]),
+        ("argilla", ARGILLA_RATED, [("user", "Why?")]),
+        ("argilla", ARGILLA_SERVER, [("user", "Why?")]),
+        ("argilla", ARGILLA_FLAT, [("user", "Why?")]),
+        ("label-studio", STUDIO, [("user", "Why?")]),
+        ("label-studio", STUDIO_RANKED, [("user", "Why?")]),
+        ("label-studio", STUDIO_LISTED, [("user", "Why?")]),
     ],
 )  # fmt: skip
 def test_the_same_preference_is_the_same_pair_in_every_format(
@@ -213,6 +314,124 @@ def test_more_than_half_of_all_votes_decide(
     assert (pair.label, pair.chosen.content) == (label, chosen)
     assert pair.margin == pytest.approx(margin)
     assert len(pair.votes) == sum(vote not in (None, "") for vote in said)
+
+
+def argilla_of(*responses: Row, **more: object) -> Row:
+    return {**ARGILLA, "responses": {"preference": list(responses)}, **more}
+
+
+def submitted(user: str, value: object) -> Row:
+    return said_by(user, value, status="submitted")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "label", "chosen", "verdicts"),
+    [
+        ("argilla", ARGILLA_FLAT, "preferred", "Because.", ["chosen", "invalid", "chosen"]),
+        ("argilla", ARGILLA_SERVER, "preferred", "Because.", ["chosen", "invalid"]),
+        ("argilla", argilla_of(*(submitted(who, "response1") for who in "ab"),
+                               submitted("c", "response2")),
+         "preferred", "No.", ["chosen", "chosen", "rejected"]),
+        ("argilla", argilla_of(submitted("a", "response1"), submitted("b", "response2")),
+         "inconsistent", "No.", ["chosen", "rejected"]),
+        ("argilla", argilla_of(submitted("a", ranks(1, 1))), "tie", "No.", ["tie"]),
+        ("argilla", {**ARGILLA, "responses": {"preference": [said_by("a", "response1")],
+                                              "why": None}},
+         "preferred", "No.", ["chosen"]),
+        ("argilla", argilla_of(submitted("a", ranks(1, 2)), said_by("b", None, status="draft")),
+         "preferred", "No.", ["chosen", "invalid"]),
+        ("argilla", argilla_of(submitted("a", ranks(1, 2)),
+                               said_by("b", ranks(2, 1), status="discarded")),
+         "preferred", "No.", ["chosen", "invalid"]),
+        ("argilla", {**ARGILLA_RATED, "responses": {
+            "generations-0-rating": [submitted("a", 4), submitted("b", 4)],
+            "generations-1-rating": [submitted("a", 4), submitted("c", 5)]}},
+         "tie", "No.", ["tie", "invalid", "invalid"]),
+        ("label-studio", task(ANSWERS, annotated(1, LEFT), annotated(2, LEFT), annotated(3, RIGHT)),
+         "preferred", "No.", ["chosen", "chosen", "rejected"]),
+        ("label-studio", task(ANSWERS, annotated(1, LEFT), annotated(2, RIGHT)),
+         "inconsistent", "No.", ["chosen", "rejected"]),
+        ("label-studio", task(ANSWERS, annotated(1, RIGHT), annotated(2, None),
+                              annotated(3, LEFT, was_cancelled=True)),
+         "preferred", "Because.", ["chosen", "invalid", "invalid"]),
+    ],
+)  # fmt: skip
+def test_annotators_decide_as_voters_do_and_unfinished_votes_are_counted(
+    name: FormatName, row: Row, label: str, chosen: str, verdicts: list[str]
+) -> None:
+    pair = pair_of(name, row)
+
+    assert (pair.label, pair.chosen.content) == (label, chosen)
+    assert [vote.verdict for vote in pair.votes] == verdicts
+
+
+def test_an_annotator_is_a_number_and_never_an_address() -> None:
+    person = {"id": 7, "email": "ann@example.org", "first_name": "Ann"}
+
+    (vote,) = pair_of("label-studio", task(ANSWERS, annotated(person, RIGHT))).votes
+
+    assert vote.annotator == "7"
+
+
+def test_a_comparison_that_names_its_fields_is_taken_at_its_word() -> None:
+    named = annotated(7, LEFT)
+    named["result"][0]["to_name"] = "mine, theirs"
+    data = {"prompt": "Why?", "theirs": "No.", "mine": "Because."}
+
+    assert pair_of("label-studio", task(data, named)).chosen.content == "Because."
+
+
+def test_a_prompt_may_be_a_chat() -> None:
+    chat = [turn("system", "Be brief."), ASKED]
+
+    for name, row in (
+        ("argilla", {**ARGILLA, "fields": {**FIELDS, "instruction": chat}}),
+        ("label-studio", task({**ANSWERS, "prompt": chat}, annotated(7, RIGHT))),
+    ):
+        assert talk(pair_of(name, row)) == [("system", "Be brief."), ("user", "Why?")]  # type: ignore[arg-type]
+
+
+def test_metadata_may_name_the_slice() -> None:
+    assert pair_of("argilla", ARGILLA).slice == "billing"
+    assert pair_of("argilla", {**ARGILLA_FLAT, "slice": "sales"}).slice == "sales"
+    assert pair_of("label-studio", task({**ANSWERS, "slice": "web"}, annotated(7, LEFT))).slice == (
+        "web"
+    )
+
+
+def test_a_flat_row_tells_which_of_its_columns_are_read() -> None:
+    used = {*FORMATS["argilla"].reads, *FORMATS["argilla"].also_reads(ARGILLA_FLAT)}
+
+    assert set(ARGILLA_FLAT) - used == {
+        "turns",
+        *(f"preference.suggestion{each}" for each in ("", ".score", ".agent")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "told"),
+    [
+        ("argilla", {**ARGILLA, "fields": {"question": "Why?", "response1": "a", "response2": "b"}},
+         "fields: question, response1, response2; questions: preference, why"),
+        ("argilla", {**ARGILLA, "fields": {**FIELDS, "context": "Rain."}}, "context"),
+        ("argilla", {**ARGILLA_RANKED, "fields": {**FIELDS, "context": "Rain."}},
+         "context may be part of the prompt"),
+        ("argilla", argilla_of(said_by("a", "response1"), said_by("b", "response1")),
+         "export with to_datasets() or to_list(flatten=True)"),
+        ("argilla", argilla_of(submitted("a", ["response2", "response1"])),
+         "names without ranks, in the order of its options"),
+        ("label-studio", task({"prompt": "Why?", "left": "a", "right": "b"}, annotated(7, LEFT)),
+         "fields: prompt, left, right"),
+        ("label-studio", task({"text": "Why?", "answer1": "a", "answer2": "b"}, annotated(7, LEFT)),
+         "fields: text, answer1, answer2"),
+    ],
+)  # fmt: skip
+def test_what_would_be_a_guess_names_what_was_found(name: FormatName, row: Row, told: str) -> None:
+    with pytest.raises(Quarantine) as caught:
+        convert(row, FORMATS[name], ORIGIN)
+
+    assert caught.value.code == "ambiguous"
+    assert told in caught.value.detail
 
 
 def test_trl_text_keeps_the_answers_as_they_are_and_asks_in_one_user_turn() -> None:
@@ -405,6 +624,56 @@ def without(row: Row, key: str) -> Row:
         ("votes", {**VOTES, "annotator2": 3}, "wrong_type"),
         ("votes", {**VOTES, "annotator2": "A"}, "wrong_type"),
         ("votes", without(VOTES, "response2"), "missing_field"),
+        # annotators who did not finish, or whose vote could mean two things
+        ("argilla", {**ARGILLA, "status": "pending"}, "ambiguous"),
+        ("argilla", argilla_of(said_by("a", "response1", status="draft")), "no_vote"),
+        ("argilla", argilla_of(said_by("a", "response1", status="done")), "wrong_type"),
+        ("argilla", argilla_of(submitted("a", "response1"), submitted("a", "response2")),
+         "ambiguous"),
+        ("argilla", argilla_of(submitted("a", "both"), submitted("b", "response1")), "wrong_type"),
+        ("argilla", argilla_of(), "no_vote"),
+        ("argilla", {**ARGILLA, "responses": {"preference": "response1"}}, "wrong_type"),
+        ("argilla", {**ARGILLA, "responses": {"preference": ["response1"]}}, "wrong_type"),
+        ("argilla", {**ARGILLA, "fields": {**FIELDS, "prompt": "What?"}}, "ambiguous"),
+        ("argilla", {**ARGILLA, "fields": {**FIELDS, "response3": "c"}}, "ambiguous"),
+        ("argilla", {**ARGILLA, "responses": {"helpful": [submitted("a", "response1")],
+                                              "honest": [submitted("a", "response2")]}},
+         "ambiguous"),
+        ("argilla", argilla_of(submitted("a", [*ranks(1, 2), {"value": "response3", "rank": 3}]),
+                               fields={**FIELDS, "response3": "c"}), "unsupported_content"),
+        ("argilla", argilla_of(submitted("a", [{"value": "x", "rank": 1}])), "ambiguous"),
+        ("argilla", argilla_of(submitted("a", ranks(1, 2)[:1])), "unsupported_content"),
+        ("argilla", argilla_of(submitted("a", [*ranks(1, 2), *ranks(2, 1)])), "wrong_type"),
+        ("argilla", argilla_of(submitted("a", [{"value": "response1", "rank": None},
+                                               {"value": "response2", "rank": 1}])),
+         "missing_field"),
+        ("argilla", {**ARGILLA_RATED, "fields": {"instruction": "Why?", "generations-0": "No."}},
+         "unsupported_content"),
+        ("argilla", {**ARGILLA_FLAT, "preference.responses.users": ["ann"]}, "wrong_type"),
+        ("argilla", without(ARGILLA_FLAT, "preference.responses.status"), "wrong_type"),
+        ("argilla", {**ARGILLA_FLAT, "preference.responses": None}, "no_vote"),
+        ("argilla", {**ARGILLA, "fields": {**FIELDS, "response1": 3}}, "wrong_type"),
+        ("label-studio", task(ANSWERS), "no_vote"),
+        ("label-studio", task(ANSWERS, annotated(7, LEFT, was_cancelled=True)), "no_vote"),
+        ("label-studio", task(ANSWERS, annotated(7, None)), "no_vote"),
+        ("label-studio", task(ANSWERS, annotated(7, {"selected": "none"})), "wrong_type"),
+        ("label-studio", task(ANSWERS, annotated(7, LEFT), annotated(7, RIGHT)), "ambiguous"),
+        ("label-studio", task(ANSWERS, annotated(None, LEFT)), "wrong_type"),
+        ("label-studio", task({**ANSWERS, "answer3": "c"}, annotated(7, LEFT)), "ambiguous"),
+        ("label-studio", task(without(ANSWERS, "prompt"), annotated(7, LEFT)), "ambiguous"),
+        ("label-studio", task({**ANSWERS, "answer1": None}, annotated(7, LEFT)), "missing_field"),
+        ("label-studio", task({**ANSWERS, **ITEMS}, annotated(7, LEFT),
+                              annotated(8, {"ranker": ["b", "a"]}, "ranker")), "ambiguous"),
+        ("label-studio", task(ANSWERS, {**annotated(7, LEFT),
+                                        "result": annotated(7, LEFT)["result"] * 2}), "ambiguous"),
+        ("label-studio", task(ITEMS, annotated(7, {"ranker": {"_": ["b"], "best": ["a"]}},
+                                               "ranker")), "ambiguous"),
+        ("label-studio", task(ITEMS, annotated(7, {"ranker": {"best": ["b", "a"]}}, "ranker")),
+         "ambiguous"),
+        ("label-studio", task(ITEMS, annotated(7, {"ranker": ["b"]}, "ranker")), "wrong_type"),
+        ("label-studio", task({**ITEMS, "items": ITEMS["items"] * 2},
+                              annotated(7, {"ranker": ["b", "a"]}, "ranker")),
+         "unsupported_content"),
         # text that cannot be written
         ("hh-rlhf", {**HH, "chosen": HH["chosen"] + "\ud83d"}, "lone_surrogate"),
         ("trl", {**TRL_TEXT, "rejected": "\udc00"}, "lone_surrogate"),

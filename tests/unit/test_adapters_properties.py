@@ -1,10 +1,13 @@
 """Whatever a row holds, an adapter answers with a pair, a prompt or a reason."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.test_adapters_formats import SOUND
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
@@ -44,9 +47,40 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
+def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where every value inside `value` stands."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(
+        value, list) else ()  # fmt: skip
+    for key, each in inside:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+@st.composite
+def altered(draw: st.DrawFn, names: tuple[str, ...] = tuple(FORMATS)) -> dict[str, Any]:
+    """A sound row in which up to two values, wherever they stand, went away or became others."""
+    row: Any = deepcopy(draw(st.sampled_from([row for name, row in SOUND if name in names])))
+    for _ in range(draw(st.integers(0, 2))):
+        if not (found := list(places(row))):
+            break
+        *way, last = draw(st.sampled_from(found))
+        inside = row
+        for step in way:
+            inside = inside[step]
+        if draw(st.booleans()):
+            inside[last] = draw(VALUE | st.sampled_from([inside[at] for at in _keys(inside)]))
+        else:
+            del inside[last]
+    return dict(row)
+
+
+def _keys(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, dict) else list(range(len(value)))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=150, deadline=None)
-@given(row=ROW | NEARLY)
+@given(row=ROW | NEARLY | altered())
 def test_an_adapter_gives_a_row_or_a_reason(name: FormatName, row: dict[str, Any]) -> None:
     answer = answer_to(row, name)
 
@@ -59,6 +93,26 @@ def test_an_adapter_gives_a_row_or_a_reason(name: FormatName, row: dict[str, Any
         assert of_item(answer).isprintable()
 
 
+@pytest.mark.parametrize("name", ["argilla", "label-studio"])
+@settings(max_examples=400, deadline=None)
+@given(drawn=st.data())
+def test_annotations_of_any_shape_give_a_vote_or_a_reason(
+    name: FormatName, drawn: st.DataObject
+) -> None:
+    row = drawn.draw(altered((name,)))
+    answer = answer_to(row, name)
+
+    if isinstance(answer, PreferencePair):
+        votes = [vote.verdict for vote in answer.votes if vote.verdict != "invalid"]
+        assert votes
+        assert answer.margin == abs(votes.count("chosen") - votes.count("rejected")) / len(votes)
+        used = FORMATS[name].reads.union(FORMATS[name].also_reads(row))
+        assert convert({key: row[key] for key in row if key in used}, FORMATS[name], ORIGIN)
+    else:
+        assert isinstance(answer, Quarantine)
+        assert plain(answer.detail).isprintable()
+
+
 def answer_to(row: dict[str, Any], name: FormatName) -> PreferencePair | Prompt | Quarantine:
     try:
         item = convert(row, FORMATS[name], ORIGIN)
@@ -69,7 +123,7 @@ def answer_to(row: dict[str, Any], name: FormatName) -> PreferencePair | Prompt 
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=st.lists(ROW | NEARLY, max_size=25))
+@given(rows=st.lists(ROW | NEARLY | altered(), max_size=25))
 def test_recognising_names_a_format_or_rejects(rows: list[Any]) -> None:
     fitting = [2 * sum(map(form.fits, rows[:20])) > len(rows[:20]) for form in FORMATS.values()]
 

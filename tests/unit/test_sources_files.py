@@ -95,14 +95,15 @@ def test_a_byte_order_mark_is_no_part_of_the_data(name: str, tmp_path: Path) -> 
 
 
 def test_a_folder_is_read_whole_and_in_order_of_names(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a/z.json", "c.PARQUET", "README.md", ".hidden.jsonl"):
+    strangers = (".argilla/settings.json", ".hidden.jsonl", "README.md")
+    for name in ("b.jsonl", "a/z.json", "c.PARQUET", *strangers):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("[]")
 
     found = data_files(str(tmp_path))
 
     assert [file.name for file in found.files] == ["a/z.json", "b.jsonl", "c.PARQUET"]
-    assert found.ignored == [".hidden.jsonl", "README.md"]
+    assert found.ignored == list(strangers)
 
 
 def test_a_file_uri_may_carry_escapes(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_file_uri_may_carry_escapes(tmp_path: Path) -> None:
     ("uri", "says"),
     [
         ("gs://bucket/key.jsonl", "gs:// is not known"),
-        ("https://host/x.jsonl", "https:// is not known"),
+        ("ftp://host/x.jsonl", "ftp:// is not known"),
         ("file://elsewhere/x.jsonl", "cannot be read"),
         ("nowhere/x.jsonl", "does not exist"),
         ("nul\0byte.jsonl", "does not exist"),

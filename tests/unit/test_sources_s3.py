@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from pydantic import ValidationError
 from tests.seaweed import BUCKET, KEY, SECRET, Line, SeaweedFS
 
@@ -19,6 +22,7 @@ from dpoflow.contracts.spec import SnapshotConfig, SourceConfig
 from dpoflow.contracts.spec_file import sentence
 from dpoflow.snapshot import data
 from dpoflow.sources import s3
+from dpoflow.sources.downloads import RemoteFile, download
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.events import Events, read_events
 
@@ -59,18 +63,19 @@ def rows(count: int, *, start: int = 0, padding: int = 10) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in made).encode()
 
 
-def pin(uri: str, folder: Path) -> str:
+def pin(uri: str, folder: Path, **more: Any) -> str:
     """The digest under which the data of one source is pinned."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = SnapshotConfig(sources=(SourceConfig(uri=uri, name="feedback"),), model="unused")
+    config = SnapshotConfig(
+        sources=(SourceConfig(uri=uri, name="feedback", **more),), model="unused"
+    )
     events = Events(folder / "events.jsonl", "snapshot")
     return data.pin(data.find(config, folder, events), folder / "data", events).digest
 
 
-def fetch(uri: str, target: Path, **knobs: Any) -> str | None:
-    store = s3.Store(**knobs)
-    (wanted,) = store.objects(uri).files
-    return store.download(wanted, target, lambda have: None)
+def fetch(uri: str, target: Path) -> str:
+    (wanted,) = s3.Store().objects(uri).files
+    return download(wanted, target, lambda have: None)
 
 
 def test_a_prefix_is_pinned_under_the_same_digest_as_a_folder_of_the_same_files(
@@ -113,7 +118,7 @@ def test_a_version_is_named_where_the_bucket_keeps_versions(
     client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
     version = client.put_object(Bucket="versioned", Key="a.jsonl", Body=rows(3))["VersionId"]
 
-    assert fetch("s3://versioned/a.jsonl", tmp_path / "came") == version
+    assert f"version {version}" in fetch("s3://versioned/a.jsonl", tmp_path / "came")
     pin("s3://versioned/a.jsonl", tmp_path / "pinned")
     said = [event.message for event in read_events(tmp_path / "pinned" / "events.jsonl")[0]]
     assert any(f"s3://versioned/a.jsonl: {len(rows(3))} bytes" in text for text in said)
@@ -193,16 +198,15 @@ def test_a_line_that_is_cut_is_taken_up_again(
 
 def test_an_object_that_changes_meanwhile_is_refused(server: SeaweedFS, tmp_path: Path) -> None:
     server.put("moving/a.jsonl", rows(5))
-    store = s3.Store()
-    (wanted,) = store.objects(f"s3://{BUCKET}/moving").files
+    (wanted,) = s3.Store().objects(f"s3://{BUCKET}/moving").files
     server.put("moving/a.jsonl", rows(6))
 
     with pytest.raises(DataRejected, match=r"a\.jsonl changed or went away"):
-        store.download(wanted, tmp_path / "came", lambda have: None)
+        download(wanted, tmp_path / "came", lambda have: None)
 
     server.client().delete_object(Bucket=BUCKET, Key="moving/a.jsonl")
     with pytest.raises(DataRejected, match=r"a\.jsonl changed or went away"):
-        store.download(wanted, tmp_path / "came", lambda have: None)
+        download(wanted, tmp_path / "came", lambda have: None)
 
 
 def test_bytes_that_a_disk_damaged_meanwhile_are_not_taken(
@@ -211,11 +215,35 @@ def test_bytes_that_a_disk_damaged_meanwhile_are_not_taken(
     server.put("rot/a.jsonl", rows(50))
     (tmp_path / "came").write_bytes(b"#" * 100)
 
-    with pytest.raises(DataRejected, match="came with other bytes than its ETag"):
+    with pytest.raises(DataRejected, match="came with other bytes than its MD5"):
         fetch(f"s3://{BUCKET}/rot/a.jsonl", tmp_path / "came")
 
     fetch(f"s3://{BUCKET}/rot/a.jsonl", tmp_path / "came")
     assert (tmp_path / "came").read_bytes() == rows(50)
+
+
+def test_a_presigned_url_of_a_store_is_a_source_like_any_file_of_the_web(
+    server: SeaweedFS, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{large(server)}/a.jsonl"
+    whole = pin(uri, tmp_path / "whole")
+    style = Config(s3={"addressing_style": "path"}, signature_version="s3v4")
+    client = boto3.client("s3", config=style)
+    place = {"Bucket": BUCKET, "Key": "large/a.jsonl"}
+    address, _, query = client.generate_presigned_url("get_object", Params=place).partition("?")
+    monkeypatch.setenv("SIGNED", query)
+    line.passed, line.cut_after = 0, 10 * MIB
+
+    signed = pin(address, tmp_path / "signed", query_env="SIGNED")
+
+    assert address.startswith(line.url)
+    assert signed == whole
+    assert line.cut_after is None
+    assert line.passed < 30 * MIB, "it went on where it was"
+    monkeypatch.setenv("SIGNED", query.replace("X-Amz-Signature=", "X-Amz-Signature=0"))
+    with pytest.raises(ConfigError, match=r"HTTP 403.*query_env") as told:
+        pin(address, tmp_path / "forged", query_env="SIGNED")
+    assert "X-Amz" not in str(told.value)
 
 
 # ---------------------------------------------------------------- what is wrong
@@ -243,8 +271,7 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(
 def test_a_store_that_stays_away_keeps_what_came(
     server: SeaweedFS, line: Line, tmp_path: Path
 ) -> None:
-    store, uri = s3.Store(patience_s=2), large(server)
-    wanted = store.objects(uri).files[0]
+    wanted = s3.Store().objects(large(server)).files[0]
     line.pause_s = 0.002
 
     def hear(have: int) -> None:
@@ -253,7 +280,7 @@ def test_a_store_that_stays_away_keeps_what_came(
             line.cut_after = 0
 
     with pytest.raises(ServiceUnavailable, match=r"bytes are kept: give the same command again"):
-        store.download(wanted, tmp_path / "came", hear)
+        download(wanted, tmp_path / "came", hear, patience_s=2)
 
     assert (tmp_path / "came").stat().st_size > 5 * MIB
 
@@ -288,10 +315,9 @@ def test_objects_that_are_no_data_or_empty_are_told(server: SeaweedFS) -> None:
 def test_keys_that_climb_out_of_their_folder_stay_names(server: SeaweedFS, tmp_path: Path) -> None:
     """Files are kept by their content, so a key is never a path of ours."""
     server.put("climb/a/b.jsonl", rows(2))
-    store = s3.Store()
-    (found,) = store.objects(f"s3://{BUCKET}/climb").files
-    climbing = s3.S3Object(found.bucket, found.key, "../../../b.jsonl", found.num_bytes, found.etag)
-    located = [data.Located(SourceConfig(uri="s3://x/y"), "feedback", climbing, replayed=False)]
+    (found,) = s3.Store().objects(f"s3://{BUCKET}/climb").files
+    climbing = replace(found, name="../../../b.jsonl")
+    located = [data.Located(SourceConfig(uri="s3://x/y"), "feedback", climbing, role="new")]
 
     data.pin(located, tmp_path / "data", Events(tmp_path / "events.jsonl", "snapshot"))
 
@@ -373,7 +399,7 @@ def test_ten_thousand_objects_are_sorted_out_in_a_moment(
     server: SeaweedFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = s3.Store()
-    many = [s3.S3Object("b", f"p/{n}.jsonl", f"{n}.jsonl", 1, "e") for n in range(10_000)]
+    many = [RemoteFile(f"s3://b/p/{n}.jsonl", f"{n}.jsonl", 1, "e", store) for n in range(10_000)]
     monkeypatch.setattr(store, "_below", lambda bucket, prefix: iter(many))
 
     assert len(store.objects(f"s3://{BUCKET}/p/").files) == 10_000

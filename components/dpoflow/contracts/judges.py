@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.rubric import Rubric
@@ -26,6 +26,20 @@ def _server(url: str) -> str:
     return url.rstrip("/")
 
 
+def _variable(name: str) -> str:
+    # Not a pattern: the error of a pattern would print the key that somebody put here.
+    if not (name.isidentifier() and name.isupper()):
+        raise ValueError(
+            "must name an environment variable in capitals, such as OPENAI_API_KEY; a key itself "
+            "never stands in a spec"
+        )
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_variable)]
+"""An environment variable that holds a secret."""
+
+
 class EndpointConfig(Contract):
     """A model behind an OpenAI-compatible server, such as vLLM."""
 
@@ -33,7 +47,7 @@ class EndpointConfig(Contract):
     """Of the server, with its version: http://localhost:8000/v1."""
     model: str = Field(min_length=1)
     """As the server names it."""
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     """The environment variable that holds the key; None sends none."""
     concurrency: int = Field(32, ge=1, le=1024)
     """Requests in flight."""
@@ -50,17 +64,6 @@ class EndpointConfig(Contract):
     """Of a million tokens read, in your currency."""
     price_output: float = Field(0, ge=0)
     """Of a million tokens written."""
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name_and_no_key(cls, name: str | None) -> str | None:
-        # Not a pattern: the error of a pattern would print the key that somebody put here.
-        if name is not None and not (name.isidentifier() and name.isupper()):
-            raise ValueError(
-                "must name an environment variable in capitals, such as OPENAI_API_KEY; a key "
-                "itself never stands in a spec"
-            )
-        return name
 
 
 class BudgetConfig(Contract):

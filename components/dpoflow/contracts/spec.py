@@ -5,8 +5,10 @@ Gives   `Spec` and one config class a step, each knob with its meaning and its b
 Not     where steps run (pipelines/), what they do (the step folders)
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +18,7 @@ from dpoflow.contracts.judges import (
     EndpointConfig,
     JudgeConfig,
     RewardJudgeConfig,
+    VariableName,
     rewards_in,
     rubrics_in,
 )
@@ -33,6 +36,8 @@ FormatName = Literal[
     "summaries",
     "votes",
     "unpaired",
+    "argilla",
+    "label-studio",
 ]
 Finding = Literal["damaged_text", "language", "personal", "refusal", "secret"]
 """What may be in the texts of a row: taken out, or only counted."""
@@ -61,6 +66,13 @@ PLACES = ("sources", "replay", "evaluation_sets")
 
 _LOOKS = 8
 
+_WEB = ("https", "http")
+_SIGNATURE = re.compile(
+    r"(?i)(sig|signature|hmac|token|jwt|credential|password|passwd|secret|api_?key|access_?key|auth)"
+    r"$|^key$"
+)
+"""How parameters are called that let somebody in."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -68,25 +80,42 @@ class SourceConfig(Contract):
     """One place that preferences come from."""
 
     uri: str = Field(min_length=1)
-    """A file, a folder, or s3://BUCKET/PREFIX. Relative paths start at the spec's folder, or at
-    yours with `--set`."""
+    """A file, a folder, s3://BUCKET/PREFIX, or one file at https://HOST/PATH. Relative paths start
+    at the spec's folder, or at yours with `--set`."""
+    query_env: VariableName | None = None
+    """The environment variable that holds the query of a presigned https:// URL."""
     format: FormatName = "auto"
     """How rows are laid out; `auto` recognises it from the first rows."""
-
-    @field_validator("uri")
-    @classmethod
-    def _holds_no_key(cls, uri: str) -> str:
-        # Not repeated in the error: a spec is kept, shown and logged.
-        if "@" in uri.removeprefix("s3://").partition("/")[0] and uri.startswith("s3://"):
-            raise ValueError("must be s3://BUCKET/KEY; credentials stand in the environment")
-        return uri
-
     name: str | None = None
     """How pairs name this source; the file's name when absent."""
     licence: str = "unknown"
     """Licence of the data, carried on every pair."""
     system: str | None = Field(None, min_length=1)
     """A system message for every prompt of this source that brings none."""
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_key(cls, uri: str) -> str:
+        # Not repeated in the error: a spec is kept, shown and logged.
+        scheme, _, rest = uri.partition("://")
+        credentials = "@" in re.split(r"[/?#]", rest)[0]
+        if scheme == "s3" and credentials:
+            raise ValueError("must be s3://BUCKET/KEY; credentials stand in the environment")
+        if scheme.lower() in _WEB:
+            if credentials:
+                raise ValueError("must be https://HOST/PATH, and hold neither user nor password")
+            if any(_SIGNATURE.search(name) for name, _ in parse_qsl(urlsplit(uri).query, True)):
+                raise ValueError(
+                    "must hold no signature or key; put the query into an environment variable, "
+                    "and name that in query_env"
+                )
+        return uri
+
+    @model_validator(mode="after")
+    def _query_is_used(self) -> Self:
+        if self.query_env is not None and self.uri.partition("://")[0].lower() not in _WEB:
+            raise ValueError(f"query_env {self.query_env} is used by https:// alone; leave it out")
+        return self
 
 
 class SnapshotConfig(Contract):
@@ -105,6 +134,8 @@ class SnapshotConfig(Contract):
     """What it is held to; where it starts when absent."""
     judges: tuple[str, ...] = ()
     """Reward models that judge."""
+    max_download_gb: float = Field(64, gt=0)
+    """A file from elsewhere that is larger is refused, in GiB."""
 
 
 class ValidateConfig(Contract):
@@ -177,6 +208,8 @@ class DataConfig(ValidateConfig):
     evaluation_sets: tuple[SourceConfig, ...] = ()
     """Questions that must stay unseen: a row that quotes one is quarantined as contaminated. A set
     of which one row cannot be read stops the run."""
+    max_download_gb: float = Field(64, gt=0)
+    """A file of s3:// or https:// that is larger is refused, in GiB."""
 
 
 class SamplingConfig(Contract):
@@ -518,6 +551,7 @@ class Spec(Contract):
             init=init,
             reference=init if reference == "init" else self._model(reference),
             judges=tuple(sorted({each.model for each in self._reward_models()})),
+            max_download_gb=self.data.max_download_gb,
         )
 
     def _reward_models(self) -> Iterator[RewardJudgeConfig]:
@@ -534,7 +568,7 @@ class Spec(Contract):
         return {
             "snapshot_config": canonical_json(self.snapshot),
             "validate_config": canonical_json(
-                self.data.model_dump(mode="json", exclude=set(PLACES))
+                self.data.model_dump(mode="json", exclude={*PLACES, "max_download_gb"})
             ),
             "synthesize_config": canonical_json(self.synthesize),
             "train_config": canonical_json(

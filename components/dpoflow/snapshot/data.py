@@ -16,7 +16,8 @@ from pathlib import Path
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
-from dpoflow.sources import s3
+from dpoflow.sources import remote
+from dpoflow.sources.downloads import Listed, RemoteFile, download
 from dpoflow.sources.files import DataFile, Found, data_files, local_path
 from dpoflow.sources.pinned import FILES, DataRole, Pinned, write_pinned
 from dpoflow.state.events import Events
@@ -32,33 +33,34 @@ class Located:
 
     source: SourceConfig
     source_name: str
-    file: DataFile | s3.S3Object
+    file: DataFile | RemoteFile
     role: DataRole
 
 
 def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
     """Every file of every source; an error names the first that cannot be used."""
+    most = int(config.max_download_gb * 2**30)
     located = [
-        *_find(config.sources, root, events, "new"),
-        *_find(config.replay, root, events, "replayed"),
-        *_find(config.evaluation_sets, root, events, "evaluation"),
+        *_find(config.sources, root, events, "new", most=most),
+        *_find(config.replay, root, events, "replayed", most=most),
+        *_find(config.evaluation_sets, root, events, "evaluation", most=most),
     ]
     _refuse_namesakes(located)
     return located
 
 
 def _find(
-    sources: Iterable[SourceConfig], root: Path, events: Events, role: DataRole
+    sources: Iterable[SourceConfig], root: Path, events: Events, role: DataRole, *, most: int
 ) -> Iterator[Located]:
-    found: Found | s3.Listed
+    found: Found | Listed
     for source in sources:
         if source.uri.startswith(REGISTRY):
             from dpoflow.registry.versions import pairs_of  # mlflow: only where it is asked
 
             files = [data_files(str(path)).files[0] for path in pairs_of(source.uri, root)]
             name, found = source.uri, Found(files, [])
-        elif source.uri.startswith(s3.SCHEME):
-            name, found = s3.name_of(source.uri), s3.Store().objects(source.uri)
+        elif remote.is_remote(source.uri):
+            name, found = remote.name_of(source.uri), remote.listed(source, most=most)
         else:
             name, found = local_path(source.uri).name or source.uri, data_files(source.uri)
         name = source.name or name
@@ -113,34 +115,38 @@ def _room_for(num_bytes: int, folder: Path) -> None:
 
 
 def _still_to_come(located: list[Located], downloads: Path) -> int:
-    def missing(file: DataFile | s3.S3Object) -> int:
-        there = downloads / file.draft if isinstance(file, s3.S3Object) else None
-        return file.num_bytes - (there.stat().st_size if there and there.exists() else 0)
+    """Bytes; a file whose size no server tells counts for nothing."""
+
+    def missing(file: DataFile | RemoteFile) -> int:
+        there = downloads / file.draft if isinstance(file, RemoteFile) else None
+        have = there.stat().st_size if there and there.exists() else 0
+        return max(0, (file.num_bytes or 0) - have)
 
     return sum(missing(entry.file) for entry in located)
 
 
-def _download(located: list[Located], downloads: Path, events: Events) -> dict[s3.S3Object, Path]:
-    """Every object as a file; one that is there already is not fetched again."""
+def _download(located: list[Located], downloads: Path, events: Events) -> dict[RemoteFile, Path]:
+    """Every remote file as one of ours; one that is there already is not fetched again."""
     wanted = sorted(
-        {entry.file for entry in located if isinstance(entry.file, s3.S3Object)},
-        key=lambda each: each.uri,
+        {entry.file for entry in located if isinstance(entry.file, RemoteFile)},
+        key=lambda each: (each.uri, each.draft),
     )
-    total, before, fetched = sum(each.num_bytes for each in wanted), 0, dict[s3.S3Object, Path]()
+    sizes = [each.num_bytes for each in wanted]
+    total = None if None in sizes else sum(size or 0 for size in sizes) >> 20
+    before, fetched = 0, dict[RemoteFile, Path]()
     if not wanted:
         return {}
     downloads.mkdir(exist_ok=True)
-    store = s3.Store()
     for each in wanted:
         fetched[each], done = downloads / each.draft, before
 
         def progress(have: int, done: int = done) -> None:
-            events.progress("download", (done + have) >> 20, total >> 20, unit="MiB")
+            events.progress("download", (done + have) >> 20, total, unit="MiB")
 
-        version = store.download(each, fetched[each], progress)
-        kept = f", version {version}" if version else ""
-        events.say(f"{each.uri}: {each.num_bytes:,} bytes, ETag {each.etag}{kept}")
-        before += each.num_bytes
+        told = download(each, fetched[each], progress)
+        came = fetched[each].stat().st_size
+        events.say(f"{each.uri}: {came:,} bytes, {told}")
+        before += came
     return fetched
 
 

@@ -117,7 +117,8 @@ def data_names(names: Iterable[str]) -> set[str]:
     above = {folder.parent for folder in saved}
 
     def is_data(path: PurePosixPath) -> bool:
-        if path.name.startswith(".") or suffix_of(path.name) is None:
+        hidden = any(part.startswith(".") for part in path.parts)  # also Argilla's settings
+        if hidden or suffix_of(path.name) is None:
             return False
         if path.parent in saved:  # what `map` and `filter` leave there is somebody's next step
             return path.suffix.lower() == ".arrow" and not path.name.startswith("cache-")
@@ -134,9 +135,11 @@ def local_path(uri: str) -> Path:
     parts = urlsplit(uri)
     if scheme[1].lower() == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
+    shown = uri.partition("?")[0]  # a query may be a signature
     raise ConfigError(
-        f"data.sources[].uri {uri} cannot be read: {scheme[1]}:// is not known here; "
-        f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX"
+        f"data.sources[].uri {shown} cannot be read: {scheme[1]}:// is not known here; "
+        f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX, or one file as "
+        "https://HOST/PATH"
     )
 
 

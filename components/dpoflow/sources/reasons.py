@@ -27,6 +27,8 @@ Code = Literal[
     "prompts_differ",
     "no_common_prompt",
     "scores_contradict",
+    "ambiguous",
+    "no_vote",
     "empty_prompt",
     "empty_turn",
     "empty_chosen",
@@ -71,6 +73,9 @@ REASONS: dict[Code, str] = {
     "prompts_differ": "chosen and rejected do not answer the same conversation",
     "no_common_prompt": "chosen and rejected share no beginning that could be their prompt",
     "scores_contradict": "the row's own scores rate rejected above chosen",
+    # annotators: sources/formats/
+    "ambiguous": "which field is the prompt, which the answers or what was voted would be a guess",
+    "no_vote": "nobody finished a vote: all are drafts, discarded, skipped or absent",
     # the texts: validate/checks.py
     "empty_prompt": "the last user turn is blank",
     "empty_turn": "an earlier turn of the prompt is blank",
@@ -96,7 +101,7 @@ REASONS: dict[Code, str] = {
     "not_replayed": "an old pair beyond data.replay_per_new; nothing is wrong with it",
 }
 
-HARMLESS: frozenset[Code] = frozenset({"not_preferred", "not_selected", "not_replayed"})
+HARMLESS: frozenset[Code] = frozenset({"no_vote", "not_preferred", "not_selected", "not_replayed"})
 """Counted like every reason, but not held against the data: see data.max_quarantined."""
 
 

@@ -1,75 +1,31 @@
-"""Objects of an S3-compatible store: what a URI names, and downloads that go on after a kill.
+"""Objects of an S3-compatible store.
 
 Reads   s3://BUCKET/KEY or s3://BUCKET/PREFIX. Endpoint, region and credentials come from where
         boto3 looks for them (environment, profile, the role of pod or machine), and nowhere else
-Gives   `S3Object`, `Store` (lists and downloads), `name_of`
-Not     what objects hold (files.py), keeping them (snapshot/)
+Gives   `Store`, `name_of`
+Not     what objects hold (files.py), going on after a kill (downloads.py)
 """
 
 import contextlib
-import hashlib
 import re
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
-from dpoflow.sources.files import SUFFIXES, data_names, suffix_of
+from dpoflow.sources.downloads import CHUNK, Away, Body, Listed, RemoteFile, Seal, checked
+from dpoflow.sources.files import SUFFIXES, data_names
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 SCHEME = "s3://"
 
-CHUNK = 1 << 20
-
-PATIENCE_S = 300.0
-"""How long a download waits for a store that is away before it gives up; what came is kept."""
-
 _ASKED_WRONG = ("NoSuchBucket", "NoSuchKey", "404")
 _CHANGED = ("PreconditionFailed", "412", "InvalidRange", "416")
 _BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests")
 _MD5 = re.compile(r"[0-9a-f]{32}")
-
-Progress = Callable[[int], None]
-"""Hears how many bytes of an object are there."""
-
-
-@dataclass(frozen=True)
-class S3Object:
-    """One object as it was when it was listed."""
-
-    bucket: str
-    key: str
-    name: str
-    """Key inside the prefix that the source names."""
-    num_bytes: int
-    etag: str
-    """Without its quotes."""
-
-    @property
-    def uri(self) -> str:
-        """Its own URI."""
-        return f"{SCHEME}{self.bucket}/{self.key}"
-
-    @property
-    def draft(self) -> str:
-        """A file name of its own: another version of the object never continues this one's."""
-        told = "\0".join((self.uri, self.etag, str(self.num_bytes)))
-        return hashlib.sha256(told.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What a URI names."""
-
-    files: list[S3Object]
-    """Sorted by name."""
-    ignored: list[str]
-    """Objects under the prefix that are no data files by their name."""
 
 
 def name_of(uri: str) -> str:
@@ -81,7 +37,7 @@ def name_of(uri: str) -> str:
 class Store:
     """A connection to the store that the environment names."""
 
-    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self) -> None:
         import boto3  # 0.3 s, and only who has data there needs it
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, PartialCredentialsError
@@ -111,14 +67,14 @@ class Store:
             ) from None
         except BotoCoreError as error:
             raise ConfigError(f"boto3 cannot be set up ({type(error).__name__})") from None
-        self._client, self._host, self._patience_s = client, host, patience_s
+        self._client, self._host = client, host
 
     def objects(self, uri: str) -> Listed:
         """The object of that key, or the data files below that prefix."""
         bucket, key = _parts(uri)
         with self._explained(uri):
             if key and not key.endswith("/") and (one := self._one(bucket, key)) is not None:
-                return Listed([_checked(one)], [])
+                return Listed([checked(one)], [])
             found = list(self._below(bucket, f"{key.rstrip('/')}/" if key else ""))
         names = data_names(each.name for each in found)
         data = [each for each in found if each.name in names]
@@ -133,9 +89,9 @@ class Store:
                 f"data.sources[].uri {uri} {what} {', '.join(SUFFIXES)} (asked {self._host}); name "
                 "an object, or a prefix that has data"
             )
-        return Listed(sorted(map(_checked, data), key=lambda each: each.name), sorted(ignored))
+        return Listed(sorted(map(checked, data), key=lambda each: each.name), sorted(ignored))
 
-    def _one(self, bucket: str, key: str) -> S3Object | None:
+    def _one(self, bucket: str, key: str) -> RemoteFile | None:
         from botocore.exceptions import ClientError
 
         try:
@@ -144,62 +100,40 @@ class Store:
             if _code(error) in _ASKED_WRONG:
                 return None
             raise
-        name = PurePosixPath(key).name
-        return S3Object(bucket, key, name, head["ContentLength"], head["ETag"].strip('"'))
+        name, etag = PurePosixPath(key).name, head["ETag"].strip('"')
+        return RemoteFile(f"{SCHEME}{bucket}/{key}", name, head["ContentLength"], etag, self)
 
-    def _below(self, bucket: str, prefix: str) -> Iterator[S3Object]:
+    def _below(self, bucket: str, prefix: str) -> Iterator[RemoteFile]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             for each in page.get("Contents", ()):
                 if each["Key"].endswith("/"):  # how consoles make a folder
                     continue
-                name, etag = each["Key"].removeprefix(prefix), each["ETag"].strip('"')
-                yield S3Object(bucket, each["Key"], name, each["Size"], etag)
+                uri, name = f"{SCHEME}{bucket}/{each['Key']}", each["Key"].removeprefix(prefix)
+                yield RemoteFile(uri, name, each["Size"], each["ETag"].strip('"'), self)
 
-    def download(self, wanted: S3Object, target: Path, progress: Progress) -> str | None:
-        """Bring `target` to the whole of `wanted`; what is there already is not fetched again.
+    @contextlib.contextmanager
+    def open(self, wanted: RemoteFile, start: int) -> Iterator[Body]:
+        """The object from `start` on, as long as it is the one that was listed."""
+        with self._explained(wanted.uri, busy_is=Away):
+            reply = self._client.get_object(**_same(wanted), Range=f"bytes={start}-")
+            with contextlib.closing(reply["Body"]) as body:
+                yield Body(start, body.iter_chunks(CHUNK))
 
-        Gives the version's id where the store keeps versions. Raises DataRejected where the object
-        is no longer the one that was listed, or not what its checksum says; ServiceUnavailable
-        where the store stayed away.
-        """
-        heard = time.monotonic()
-        have = target.stat().st_size if target.exists() else 0
-        same: dict[str, str] = {
-            "Bucket": wanted.bucket,
-            "Key": wanted.key,
-            "IfMatch": f'"{wanted.etag}"',
-        }
-        found: dict[str, Any] | None = None
-        while found is None:
-            try:
-                with self._explained(wanted.uri, busy_is=_Away):
-                    while have < wanted.num_bytes:
-                        reply = self._client.get_object(**same, Range=f"bytes={have}-")
-                        with target.open("ab") as out:
-                            for chunk in reply["Body"].iter_chunks(CHUNK):
-                                have += out.write(chunk)
-                                heard = time.monotonic()
-                                progress(have)
-                    found = self._client.head_object(**same)
-            except _Away as away:
-                have = target.stat().st_size if target.exists() else 0
-                if time.monotonic() - heard > self._patience_s:
-                    raise ServiceUnavailable(
-                        f"{away}; {have:,} of {wanted.num_bytes:,} bytes are kept: give the same "
-                        "command again when the store is back"
-                    ) from None
-                time.sleep(1)
+    def confirm(self, wanted: RemoteFile) -> Seal:
+        """Its version, and the MD5 that its ETag is, if it is one."""
+        with self._explained(wanted.uri, busy_is=Away):
+            found = self._client.head_object(**_same(wanted))
         # Encrypted with a key of its own, an object's ETag is no MD5 and looks like one.
         of_bytes = "aws:kms" not in found.get("ServerSideEncryption", "")
-        if have != wanted.num_bytes or (of_bytes and not _is_its_md5(target, wanted.etag)):
-            target.unlink()
-            raise DataRejected(
-                f"{wanted.uri} came with other bytes than its ETag {wanted.etag} says; run again, "
-                "and upload it anew if that does not help"
-            )
         version = found.get("VersionId")
-        return None if version == "null" else version
+        return Seal(
+            f"ETag {wanted.version}"
+            + (f", version {version}" if version not in (None, "null") else ""),
+            {"md5": bytes.fromhex(wanted.version)}
+            if of_bytes and _MD5.fullmatch(wanted.version)
+            else {},
+        )
 
     @contextlib.contextmanager
     def _explained(self, uri: str, busy_is: type[Exception] = ServiceUnavailable) -> Iterator[None]:
@@ -258,8 +192,9 @@ class Store:
         )
 
 
-class _Away(Exception):
-    """The store did not answer this time."""
+def _same(wanted: RemoteFile) -> dict[str, str]:
+    bucket, key = _parts(wanted.uri)
+    return {"Bucket": bucket, "Key": key, "IfMatch": f'"{wanted.version}"'}
 
 
 def _parts(uri: str) -> tuple[str, str]:
@@ -272,29 +207,5 @@ def _parts(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _checked(each: S3Object) -> S3Object:
-    if not each.name.isprintable():
-        raise DataRejected(f"{each.name!a} has a name that cannot be printed; rename the object")
-    if suffix_of(each.name) is None:
-        raise DataRejected(
-            f"{each.uri} has no suffix that we can read; we read {', '.join(SUFFIXES)}"
-        )
-    if not each.num_bytes:
-        raise DataRejected(f"{each.uri} is empty (0 bytes); remove it or upload it again")
-    return each
-
-
 def _code(error: "ClientError") -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
-
-
-def _is_its_md5(path: Path, etag: str) -> bool:
-    """Whether the bytes fit an ETag that is an MD5; other ETags say nothing of the bytes."""
-    if not _MD5.fullmatch(etag):
-        return True
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, _md5).hexdigest() == etag
-
-
-def _md5() -> Any:
-    return hashlib.md5(usedforsecurity=False)

@@ -114,12 +114,13 @@ class _FileReader:
         return self.facts
 
     def _counted(self) -> Iterator[tuple[str, Raw]]:
-        facts, reads = self.facts, self._form.reads
+        facts, form = self.facts, self._form
         shown = f"read {excerpt.plain(self._pinned.name)}"
         for row_id, row in self._events.track(self._rows, shown):
             facts.num_rows += 1
             if isinstance(row, dict) and len(facts.fields_not_used) < MAX_FIELDS_NAMED:
-                facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - reads}
+                used = form.reads.union(form.also_reads(row))
+                facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - used}
             yield row_id, row
 
 

@@ -1,14 +1,14 @@
 """Reading turns out of foreign rows, refusing by reason code what would have to be guessed.
 
 Reads   a row's fields: strings, or lists of messages
-Gives   `text`, `number`, `one_of`, `message`, `messages`, `conversation`, `final_answers`, `pair`,
-        `scored`
+Gives   `text`, `number`, `one_of`, `message`, `messages`, `conversation`, `question`,
+        `final_answers`, `pair`, `scored`
 Not     blank, identical or long texts: see validate/checks.py
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,8 @@ class Format:
     """Whether a row has this layout, by its fields and their types alone."""
     convert: Callable[[Row, Source], Item]
     """The row as ours; raises Quarantine."""
+    also_reads: Callable[[Row], Collection[str]] = lambda row: ()
+    """Fields whose names the row itself tells, beside those in `reads`."""
 
 
 def field(row: Row, name: str) -> Any:
@@ -106,6 +108,13 @@ def conversation(turns: Sequence[Message]) -> tuple[Message, ...]:
     if spoken[-1] != "user":
         raise Quarantine("last_turn_not_user")
     return tuple(turns)
+
+
+def question(value: object, where: str) -> tuple[Message, ...]:
+    """A prompt that is text, or a list of turns."""
+    if isinstance(value, str):
+        return (Message(role="user", content=text(value, where)),)
+    return conversation(messages(value, where))
 
 
 def final_answers(

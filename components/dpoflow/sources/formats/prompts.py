@@ -7,16 +7,9 @@ formats"). `gold` (optional, blank counts as absent) is a human's answer and bec
 reference; `slice` (optional) names the group that reports count it in.
 """
 
-from dpoflow.contracts.pairs import Message, Prompt, Source
-from dpoflow.sources.formats.messages import (
-    Format,
-    Row,
-    conversation,
-    field,
-    messages,
-    slice_of,
-    text,
-)
+from dpoflow.contracts.pairs import Prompt, Source
+from dpoflow.sources.formats import argilla
+from dpoflow.sources.formats.messages import Format, Row, field, question, slice_of, text
 from dpoflow.sources.reasons import Quarantine
 
 _ANSWERS = ("chosen", "rejected")
@@ -26,7 +19,8 @@ _RATED = ("completion", "desirable")
 
 def fits(row: Row) -> bool:
     """Whether there is a prompt and nobody answered it."""
-    return "prompt" in row and not any(name in row for name in (*_ANSWERS, *_RATED))
+    answered = any(name in row for name in (*_ANSWERS, *_RATED)) or argilla.is_flat(row)
+    return "prompt" in row and not answered
 
 
 def convert(row: Row, origin: Source) -> Prompt:
@@ -34,14 +28,9 @@ def convert(row: Row, origin: Source) -> Prompt:
     for name in _ANSWERS:
         if row.get(name) is not None:
             raise Quarantine("unknown_field", f"{name}: this row is a pair, not a prompt")
-    asked, gold = field(row, "prompt"), row.get("gold")
-    turns = (
-        [Message(role="user", content=text(asked, "prompt"))]
-        if isinstance(asked, str)
-        else (messages(asked, "prompt"))
-    )
+    gold = row.get("gold")
     return Prompt(
-        prompt=conversation(turns),
+        prompt=question(field(row, "prompt"), "prompt"),
         reference=None if gold is None else text(gold, "gold") if str(gold).strip() else None,
         source=origin,
         slice=slice_of(row),

@@ -11,8 +11,10 @@ from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Item, Source
 from dpoflow.contracts.spec import FormatName
 from dpoflow.sources.formats import (
+    argilla,
     canonical,
     hh_rlhf,
+    label_studio,
     prompts,
     sharegpt,
     shp,
@@ -30,7 +32,7 @@ FORMATS: dict[FormatName, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (
         *(canonical, hh_rlhf, trl, ultrafeedback, sharegpt, prompts),
-        *(shp, summaries, votes, unpaired),
+        *(shp, summaries, votes, unpaired, argilla, label_studio),
     )
 }
 
