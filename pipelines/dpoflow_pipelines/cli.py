@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,10 @@ from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
 from dpoflow_pipelines.run import default_home
+
+if TYPE_CHECKING:
+    from dpoflow.contracts.spec import Spec
+    from dpoflow_pipelines.grid import Point
 
 app = typer.Typer(
     name="dpoflow",
@@ -42,6 +46,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one knob of the spec; repeatable."),
 ]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
+]
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML to run.")]
 
 
@@ -50,15 +58,21 @@ def _console() -> Console:
     return Console(file=sys.stdout, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
+def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[Spec, list[Point]]":
+    """The spec, and the points of a sweep; then the spec is the first of them."""
+    from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines.grid import points_of
+
+    points = points_of(spec, sets or [], grid) if grid else []
+    return points[0].spec if points else load_spec(spec, sets or []), points
+
+
 @app.command()
 def run(
     spec: SpecFile,
     home: Home,
     sets: Sets = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
-    ] = None,
+    grid: Grid = None,
     require: Annotated[
         str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
     ] = None,
@@ -78,8 +92,7 @@ def run(
 
         dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
     """
-    from dpoflow.contracts.spec_file import load_spec
-    from dpoflow_pipelines.grid import points_of, show_points
+    from dpoflow_pipelines.grid import show_points
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import check_judges, show_spending
 
@@ -87,9 +100,8 @@ def run(
         raise ConfigError(f"--require takes promote, got '{require}'")
     if require and grid:
         raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
-    points = points_of(spec, sets or [], grid) if grid else []
+    loaded, points = _load(spec, sets, grid)
     console = _console()
-    loaded = points[0].spec if points else load_spec(spec, sets or [])
     check_sources(loaded)
     check_judges(loaded)
     if dry_run:
@@ -121,6 +133,7 @@ def run(
 def plan(
     spec: SpecFile,
     sets: Sets = None,
+    grid: Grid = None,
     gpu: Annotated[
         list[str] | None, typer.Option(help="Only this kind of GPU; repeatable.")
     ] = None,
@@ -139,25 +152,29 @@ def plan(
         dpoflow plan pipelines/configs/demo.yaml
 
         dpoflow plan align.yaml --gpu A100-80 --gpus 4 --price 2.5 --set train.batch_size=32
+
+        dpoflow plan align.yaml --grid train.beta=0.05,0.1,0.3
     """
-    from dpoflow.contracts.spec_file import load_spec
     from dpoflow_pipelines import plan as plans
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import expected_spending, show_spending
 
     for name in gpu or ():
         plans.machine_named(name)
-    console, loaded = _console(), load_spec(spec, sets or [])
+    loaded, points = _load(spec, sets, grid)
     check_sources(loaded)
-    made = plans.plan_spec(loaded, devices=gpus)
+    made = plans.plan_specs(
+        [(point.sets, point.spec) for point in points] or [((), loaded)], devices=gpus
+    )
+    here, many = plans.measured_here(loaded), len(made)
+    console = _console()
     if as_json:
-        spending = expected_spending(loaded).model_dump(mode="json")
-        console.print_json(
-            data=plans.as_json(made, gpu or [], price) | {"asked": spending["models"]}
-        )
+        spending = expected_spending(loaded, num_points=many).model_dump(mode="json")
+        told = plans.as_json(made, here, gpu or [], price)
+        console.print_json(data=told | {"asked": spending["models"]})
     else:
-        plans.show_plan(console, made, gpu or [], price)
-        show_spending(console, loaded)
+        plans.show_plans(console, made, here, gpu or [], price)
+        show_spending(console, loaded, num_points=many)
 
 
 @app.command()

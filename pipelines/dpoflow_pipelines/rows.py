@@ -2,24 +2,27 @@
 
 Reads   a spec's sources
 Gives   `rows_of`
-Not     checking rows: what an adapter cannot use is passed over here, and counted by validate
+Not     checking rows: what an adapter cannot use is passed over here, and counted by validate;
+        rows that are equal are all given
 """
 
 import itertools
 from collections.abc import Iterator
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
+from dpoflow.contracts.pairs import PreferencePair, Prompt, Source, with_system
 from dpoflow.contracts.spec import Spec
 
 
 def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
-    """Every row that an adapter can use."""
+    """Every row that an adapter can use, on the side of the split that validate will draw."""
     from dpoflow.sources.files import data_files, local_path, read_rows
     from dpoflow.sources.formats import registry
     from dpoflow.sources.reasons import Quarantine
     from dpoflow.sources.s3 import SCHEME
+    from dpoflow.validate.split import side_of
 
+    knobs = spec.data
     for source in spec.data.sources:
         if source.uri.startswith(SCHEME):
             raise ConfigError(
@@ -42,6 +45,11 @@ def rows_of(spec: Spec) -> Iterator[PreferencePair | Prompt]:
             name = source.name or local_path(source.uri).name
             for row_id, row in rows:
                 try:
-                    yield registry.convert(row, form, Source(dataset=name, row=row_id))
+                    item = registry.convert(row, form, Source(dataset=name, row=row_id))
+                    item = with_system(item, source.system)
                 except Quarantine:
                     continue
+                side = side_of(
+                    item.prompt_id, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction
+                )
+                yield item.model_copy(update={"split": side})
