@@ -21,7 +21,7 @@ from rich.table import Table
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt
 from dpoflow.contracts.spec import REGISTRY, Spec
-from dpoflow_pipelines.progress import seconds_text
+from dpoflow.state.events import seconds_text
 from dpoflow_pipelines.rows import rows_of
 
 if TYPE_CHECKING:

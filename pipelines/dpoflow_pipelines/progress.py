@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dpoflow.state.events import Event, read_events
+from dpoflow.state.events import Event, read_events, seconds_text
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.laptop import read_records
 
@@ -33,8 +33,10 @@ class _Follower:
     names: list[str]
     records: dict[str, TaskRecord] = field(default_factory=dict)
     latest: dict[str, Event] = field(default_factory=dict)
+    """How far each task is, with its newest figures."""
     messages: list[tuple[str, str]] = field(default_factory=list)
     _offsets: dict[tuple[str, str], int] = field(default_factory=dict)
+    _figures: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
     def look(self) -> None:
         self.records = read_records(self.run_dir)
@@ -49,28 +51,24 @@ class _Follower:
                     continue
                 if event.message:
                     self.messages.append((name, event.message))
+                elif event.metrics:
+                    self._figures.setdefault(at, {}).update(event.metrics)
                 elif event.total is not None or event.done:
-                    self.latest[name] = event
-
-
-def seconds_text(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+                    figures = self._figures.get(at, {})
+                    self.latest[name] = event.model_copy(update={"metrics": {**figures}})
 
 
 def progress_text(event: Event) -> str:
-    """`sampling 120/400 answers, 3.1/s, 1 min 30 s left`."""
+    """`training 40/120 updates, 1.2 s each, 1 min 36 s left, loss 0.532`."""
     of = f"/{event.total:,}" if event.total else ""
-    parts = [f"{event.phase} {event.done:,}{of} {event.unit}".strip()]
+    unit = event.unit.removesuffix("s") if (event.total or event.done) == 1 else event.unit
+    parts = [f"{event.phase} {event.done:,}{of} {unit}".strip()]
     if event.rate:
         parts.append(f"{event.rate:,.1f}/s" if event.rate >= 1 else f"{1 / event.rate:,.1f} s each")
         if event.total and event.done < event.total:
             parts.append(f"{seconds_text((event.total - event.done) / event.rate)} left")
+    if "train/loss" in event.metrics:
+        parts.append(f"loss {event.metrics['train/loss']:.3f}")
     return ", ".join(parts)
 
 
@@ -149,20 +147,28 @@ def _write_lines(console: Console, follower: _Follower, ended: threading.Event) 
     while True:
         last = ended.wait(0.25)
         follower.look()
-        for name, record in follower.records.items():
-            if states.get(name) != record.state:
-                states[name] = record.state
-                reused = " (reused)" if record.reused else ""
-                spent = f" in {_spent(record)}" if record.ended else ""
-                line(f"{name} {record.state}{reused}{spent}")
-        while follower.messages:
-            name, message = follower.messages.pop(0)
-            line(f"{name}: {message}")
+        for text in _news(follower, states):
+            line(text)
         if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             for name, event in follower.latest.items():
-                if states.get(name) == "RUNNING" and event != told.get(name):
+                news = event != told.get(name) and event.done != event.total
+                if states.get(name) == "RUNNING" and news:
                     told[name] = event
                     line(f"{name}: {progress_text(event)}")
         if last:
             return
+
+
+def _news(follower: _Follower, states: dict[str, str]) -> Iterator[str]:
+    """What began, what was said, what ended: in this order, whatever of it was seen at once."""
+    fresh = [each for each in follower.records.values() if states.get(each.name) != each.state]
+    states |= {record.name: record.state for record in fresh}
+    yield from (f"{record.name} RUNNING" for record in fresh if record.ended is None)
+    while follower.messages:
+        name, message = follower.messages.pop(0)
+        yield f"{name}: {message}"
+    for record in fresh:
+        if record.ended is not None:
+            reused = " (reused)" if record.reused else ""
+            yield f"{record.name} {record.state}{reused} in {_spent(record)}"
