@@ -77,7 +77,10 @@ def run(
         str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the spec and print what would run.")
+        bool, typer.Option("--dry-run", help="Check the spec and tell what would run.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the whole spec, its defaults filled in.")
     ] = False,
 ) -> None:
     """Run a spec on this machine, or continue the run that was cut off.
@@ -88,36 +91,50 @@ def run(
 
         dpoflow run pipelines/configs/hh_rlhf.yaml --set data.max_pairs=64 --set train.beta=0.05
 
+        dpoflow run pipelines/configs/demo.yaml --dry-run
+
         dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
 
         dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
     """
     from dpoflow_pipelines.grid import show_points
+    from dpoflow_pipelines.outline import show_spec, show_warnings
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import check_judges, show_spending
 
     if require not in (None, "promote"):
         raise ConfigError(f"--require takes promote, got '{require}'")
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run; a run leaves its facts in summary.json")
     if require and grid:
         raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
     loaded, points = _load(spec, sets, grid)
     console = _console()
     check_sources(loaded)
-    check_judges(loaded)
+    check_judges(loaded, keys=not dry_run)  # a dry run sends nothing
+    specs = [point.spec for point in points] or [loaded]
     if dry_run:
-        for each in [point.spec for point in points] or [loaded]:
-            console.print_json(each.model_dump_json())
-        show_spending(Console(stderr=True, emoji=False, soft_wrap=True), loaded)
+        aside = console
+        if as_json:  # a program reads standard output
+            aside = Console(stderr=True, emoji=False, soft_wrap=True)
+            for each in specs:
+                console.print_json(each.model_dump_json())
+        else:
+            show_spec(console, loaded, [point.sets for point in points])
+        show_spending(aside, loaded, num_points=len(specs))
+        show_warnings(aside, loaded)
         return
     from dpoflow_pipelines.run import check_machine, run_spec
-    from dpoflow_pipelines.show import show_summary
+    from dpoflow_pipelines.show import show_files, show_summary
 
-    for each in [point.spec for point in points] or [loaded]:
+    for each in specs:
         check_machine(each)
+    show_warnings(console, loaded)
     home = home.resolve()
     if points:
         summary = run_spec(loaded, home, console, points=points)
         show_points(console, summary, spec, home, sets or [])
+        show_files(console, home, summary)
         return
     try:
         summary = run_spec(loaded, home, console, require=require)

@@ -19,10 +19,19 @@ from rich.table import Table
 from dpoflow.state.events import Event, read_events, seconds_text
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.laptop import read_records
+from dpoflow_pipelines.placement import RETRIES
 
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = 24
-_COLOURS = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "PENDING": "dim"}
+_COLOURS = {
+    "SUCCEEDED": "green",
+    "RUNNING": "cyan",
+    "STOPPED": "yellow",
+    "FAILED": "red",
+    "PENDING": "dim",
+}
+_GOES_ON = {None, "ServiceUnavailable", "KeyboardInterrupt", "SystemExit"}
+"""How a task ends that the same command continues; None where it was killed."""
 
 
 @dataclass
@@ -36,11 +45,17 @@ class _Follower:
     """How far each task is, with its newest figures."""
     messages: list[tuple[str, str]] = field(default_factory=list)
     _offsets: dict[tuple[str, str], int] = field(default_factory=dict)
+    _failed: dict[str, int] = field(default_factory=dict)
+    """The last attempt of each task that was told to have failed."""
     _figures: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
     def look(self) -> None:
         self.records = read_records(self.run_dir)
         for name, record in self.records.items():
+            if _is_tried_again(record) and self._failed.get(name) != record.attempt:
+                self._failed[name] = record.attempt
+                told = f"attempt {record.attempt} of {1 + RETRIES} ended: {record.error}"
+                self.messages.append((name, told))
             if not record.state_dir:
                 continue
             at = (name, record.state_dir)
@@ -83,6 +98,26 @@ def _spent(record: TaskRecord | None) -> str:
     return seconds_text((record.ended or time.time()) - record.started)
 
 
+def settled(records: dict[str, TaskRecord]) -> dict[str, TaskRecord]:
+    """The tasks of a run that nobody is at work on: one that was cut off never came to say so."""
+    return {
+        name: record.model_copy(update={"state": "FAILED", "error": "cut off"})
+        if record.state == "RUNNING"
+        else record
+        for name, record in records.items()
+    }
+
+
+def _is_tried_again(record: TaskRecord) -> bool:
+    hopeless = {"ConfigError", "DataRejected", "GateNotPassed"}
+    failed = record.state == "FAILED" and record.error_type not in hopeless
+    return failed and record.attempt <= RETRIES
+
+
+def _is_stopped(record: TaskRecord) -> bool:
+    return record.state == "FAILED" and record.error_type in _GOES_ON
+
+
 def task_table(
     names: list[str], records: dict[str, TaskRecord], latest: dict[str, Event] | None = None
 ) -> Table:
@@ -97,10 +132,12 @@ def task_table(
         note = ""
         if record and record.reused:
             note = "[dim]same inputs as before: reused[/]"
-        elif state == "RUNNING" and event is not None:
-            note = f"{_bar(event)} {progress_text(event)}"
+        elif record and state == "RUNNING" and event is not None:
+            note = f"{_bar(event)} {progress_text(event)}{_attempt(record)}"
+        elif record and _is_stopped(record):
+            state, note = "STOPPED", "[dim]the same command continues it[/]"
         elif state == "FAILED" and record:
-            note = f"[red]{record.error_type or ''}[/]"
+            note = f"[red]{record.error_type}[/]"
         table.add_row(name, f"[{_COLOURS[state]}]{state}[/]", _spent(record), note)
     return table
 
@@ -153,22 +190,30 @@ def _write_lines(console: Console, follower: _Follower, ended: threading.Event) 
             said = time.monotonic()
             for name, event in follower.latest.items():
                 news = event != told.get(name) and event.done != event.total
-                if states.get(name) == "RUNNING" and news:
+                if news and follower.records[name].state == "RUNNING":
                     told[name] = event
                     line(f"{name}: {progress_text(event)}")
         if last:
             return
 
 
+def _attempt(record: TaskRecord) -> str:
+    return f" (attempt {record.attempt} of {1 + RETRIES})" if record.attempt > 1 else ""
+
+
 def _news(follower: _Follower, states: dict[str, str]) -> Iterator[str]:
     """What began, what was said, what ended: in this order, whatever of it was seen at once."""
-    fresh = [each for each in follower.records.values() if states.get(each.name) != each.state]
-    states |= {record.name: record.state for record in fresh}
-    yield from (f"{record.name} RUNNING" for record in fresh if record.ended is None)
+    now = {name: f"{each.state} {each.attempt}" for name, each in follower.records.items()}
+    fresh = [follower.records[name] for name in now if states.get(name) != now[name]]
+    states |= now
+    for record in fresh:
+        if record.ended is None:
+            yield f"{record.name} RUNNING{_attempt(record)}"
     while follower.messages:
         name, message = follower.messages.pop(0)
         yield f"{name}: {message}"
     for record in fresh:
         if record.ended is not None:
+            state = "STOPPED" if _is_stopped(record) else record.state
             reused = " (reused)" if record.reused else ""
-            yield f"{record.name} {record.state}{reused} in {_spent(record)}"
+            yield f"{record.name} {state}{reused} in {_spent(record)}"

@@ -42,7 +42,7 @@ def judges_of(spec: Spec) -> Iterator[tuple[JudgeConfig, "Half"]]:
         yield spec.evaluate.judge, "all"
 
 
-def check_judges(spec: Spec) -> None:
+def check_judges(spec: Spec, *, keys: bool = True) -> None:
     """Keys, templates and qualifications, before there is a run. Raises ConfigError."""
     endpoints = list(endpoints_of(spec))
     asked = [each for each in judges_of(spec) if not isinstance(each[0], RubricJudgeConfig)]
@@ -50,7 +50,7 @@ def check_judges(spec: Spec) -> None:
         from dpoflow.endpoints.client import key_of
         from dpoflow.judge.llm import template_of
         from dpoflow.judge.trust import check_trust
-    for endpoint in endpoints:
+    for endpoint in endpoints if keys else ():
         key_of(endpoint)
     for judge, half in asked:
         for each in models_in(judge):

@@ -79,6 +79,31 @@ def test_a_line_counts_in_words_that_fit(event: dict[str, object], text: str) ->
     assert progress_text(told) == text
 
 
+def test_an_attempt_that_is_tried_again_is_told_with_its_reason(tmp_path: Path) -> None:
+    out = io.StringIO()
+
+    def record(**more: object) -> None:
+        told = TaskRecord.model_validate({"name": "synthesize", "started": time.time(), **more})
+        files.write_text(tmp_path / "tasks" / "synthesize.json", told.model_dump_json())
+        time.sleep(0.6)  # kfp waits a second before it tries again
+
+    away = {"error_type": "ServiceUnavailable", "error": "the judge is away"}
+    with following(Console(file=out, width=200), tmp_path, ["synthesize"]):
+        record(state="RUNNING")
+        record(state="FAILED", ended=time.time(), **away)
+        record(state="RUNNING", attempt=2)
+        record(state="FAILED", ended=time.time(), attempt=3, **away)
+
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines == [
+        "synthesize RUNNING",
+        "synthesize: attempt 1 of 3 ended: the judge is away",
+        "synthesize STOPPED in 0 s",
+        "synthesize RUNNING (attempt 2 of 3)",
+        "synthesize STOPPED in 0 s",  # the last one: its error is the run's
+    ]
+
+
 def test_where_there_is_no_terminal_lines_come_in_order_and_with_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

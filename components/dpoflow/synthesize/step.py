@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyarrow.parquet import ParquetFile
+
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.pairs import (
     Label,
@@ -75,7 +77,9 @@ def run(
     """Sample, judge, pair. Switched off, it yields no pair and loads nothing."""
     if not config.enabled:
         write_parquet([], PreferencePair, pairs / "pairs.parquet")
-        state.events.say("switched off in the spec: no pair is made")
+        waiting = ParquetFile(prompts / "prompts.parquet").metadata.num_rows
+        hint = f" of {waiting:,} prompts; set synthesize.enabled and synthesize.judge to make some"
+        state.events.say("switched off in the spec: no pair is made" + hint * bool(waiting))
         return SynthesizeResult(num_prompts=0, num_candidates=0, num_pairs=0, not_pairs={})
     asked = wanted(
         config,
