@@ -17,9 +17,8 @@ from rich.live import Live
 from rich.table import Table
 
 from dpoflow.state.events import Event, read_events, seconds_text
-from dpoflow.state.step import TaskRecord
+from dpoflow.state.step import RETRIES, TaskRecord
 from dpoflow_pipelines.backends.laptop import read_records
-from dpoflow_pipelines.placement import RETRIES
 
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = 24
@@ -45,6 +44,8 @@ class _Follower:
     """How far each task is, with its newest figures."""
     messages: list[tuple[str, str]] = field(default_factory=list)
     _offsets: dict[tuple[str, str], int] = field(default_factory=dict)
+    _earlier: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
+    """What was said before this run, each sentence once."""
     _failed: dict[str, int] = field(default_factory=dict)
     """The last attempt of each task that was told to have failed."""
     _figures: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
@@ -56,21 +57,26 @@ class _Follower:
                 self._failed[name] = record.attempt
                 told = f"attempt {record.attempt} of {1 + RETRIES} ended: {record.error}"
                 self.messages.append((name, told))
-            if not record.state_dir:
-                continue
-            at = (name, record.state_dir)
-            path = Path(record.state_dir) / "events.jsonl"
-            events, self._offsets[at] = read_events(path, self._offsets.get(at, 0))
-            for event in events:
-                if event.time < record.started:  # said by an earlier attempt
-                    continue
-                if event.message:
-                    self.messages.append((name, event.message))
-                elif event.metrics:
-                    self._figures.setdefault(at, {}).update(event.metrics)
-                elif event.total is not None or event.done:
-                    figures = self._figures.get(at, {})
-                    self.latest[name] = event.model_copy(update={"metrics": {**figures}})
+            if record.state_dir:
+                self._listen(name, record)
+
+    def _listen(self, name: str, record: TaskRecord) -> None:
+        at = (name, record.state_dir)
+        path = Path(record.state_dir) / "events.jsonl"
+        events, self._offsets[at] = read_events(path, self._offsets.get(at, 0))
+        for event in events:
+            if event.time < record.started:  # said by an earlier attempt
+                if event.message and not event.passing:
+                    self._earlier.setdefault(at, {})[event.message] = None
+            elif event.message:
+                self.messages.append((name, event.message))
+            elif event.metrics:
+                self._figures.setdefault(at, {}).update(event.metrics)
+            elif event.total is not None or event.done:
+                figures = self._figures.get(at, {})
+                self.latest[name] = event.model_copy(update={"metrics": {**figures}})
+        if record.reused:  # what it found out holds for this run, too
+            self.messages += [(name, told) for told in self._earlier.pop(at, {})]
 
 
 def progress_text(event: Event) -> str:

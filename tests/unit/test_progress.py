@@ -79,6 +79,33 @@ def test_a_line_counts_in_words_that_fit(event: dict[str, object], text: str) ->
     assert progress_text(told) == text
 
 
+def test_what_a_reused_step_found_out_is_told_again_and_what_it_did_then_is_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state").mkdir()
+    events, out = Events(tmp_path / "state" / "events.jsonl", "synthesize"), io.StringIO()
+    for _ in range(2):  # the first time it was killed
+        events.say("sampling 33 candidates", passing=True)
+        events.say("12 pairs from 19 prompts")
+    reused = TaskRecord(
+        name="synthesize",
+        state="SUCCEEDED",
+        started=time.time(),
+        ended=time.time(),
+        reused=True,
+        state_dir=f"{tmp_path}/state",
+    )
+
+    with following(Console(file=out, width=200), tmp_path, ["synthesize"]):
+        files.write_text(tmp_path / "tasks" / "synthesize.json", reused.model_dump_json())
+
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines == [
+        "synthesize: 12 pairs from 19 prompts",
+        "synthesize SUCCEEDED (reused) in 0 s",
+    ]
+
+
 def test_an_attempt_that_is_tried_again_is_told_with_its_reason(tmp_path: Path) -> None:
     out = io.StringIO()
 

@@ -43,6 +43,8 @@ class Event(Contract):
     """Units a second of late; None while too little is known."""
     unit: str = ""
     message: str = ""
+    passing: bool = False
+    """Whether `message` is of the moment: not to be told again where the step is reused."""
     metrics: dict[str, float] = Field(default_factory=dict)
     at: int | None = None
     """The step that `metrics` belong to, such as the number of updates made."""
@@ -65,9 +67,10 @@ class Events:
                 torn = out.read(1) != b"\n"
             out.write((b"\n" if torn else b"") + line.encode())
 
-    def say(self, message: str, *, phase: str = "") -> None:
+    def say(self, message: str, *, phase: str = "", passing: bool = False) -> None:
         """One sentence for a person."""
-        self._append(Event(time=time.time(), step=self._step, phase=phase, message=message))
+        told = {"phase": phase, "message": message, "passing": passing}
+        self._append(Event.model_validate({"time": time.time(), "step": self._step, **told}))
 
     def metrics(self, at: int, values: dict[str, float], *, phase: str = "") -> None:
         """Figures that belong to point `at`; they reach MLflow under their own names."""

@@ -37,6 +37,10 @@ from dpoflow.state.events import Events
 from dpoflow.state.lifeline import tie_to_runner
 
 RUN_DIR = "DPOFLOW_RUN_DIR"
+
+RETRIES = 2
+"""How often a pipeline begins a task again that failed and may yet succeed."""
+
 Config = TypeVar("Config", bound=Contract)
 Result = TypeVar("Result", bound=Contract)
 
@@ -106,7 +110,7 @@ class StepState:
             for name in record["outputs"]:
                 manifest.verify(self.output(name))
         except DataRejected as damage:
-            self.events.say(f"computing again: {damage}")
+            self.events.say(f"computing again: {damage}", passing=True)
             return None
         return record
 

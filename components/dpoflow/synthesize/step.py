@@ -131,6 +131,11 @@ async def _run(
     assert sum(bool(each.pairs) for each in judged) + sum(result.not_pairs.values()) == len(asked)
     for sentence in _told(result):
         state.events.say(sentence)
+    if asked and not left:
+        state.events.say(
+            f"no pair was made; each candidate and comparison stands in {pairs}. More candidates, "
+            "a higher temperature or a lower min_margin may make some"
+        )
     return result
 
 
@@ -180,8 +185,15 @@ def _told(result: SynthesizeResult) -> Iterator[str]:
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
 
-    none = f" ({listed(result.not_pairs)})" if result.not_pairs else ""
-    yield f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts{none}"
+    none = f" (no pair: {listed(result.not_pairs)})" if result.not_pairs else ""
+    yield (
+        f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts and "
+        f"{result.num_candidates:,} candidates{none}"
+    )
+    if result.left_out:
+        yield f"left out for balance_length: {result.left_out:,} pairs"
+    if result.set_aside:
+        yield f"candidates set aside before judging: {listed(result.set_aside)}"
     if result.missing:
         yield f"candidates that could not be had: {listed(result.missing)}"
     if result.outcomes.keys() - {"preferred"}:

@@ -67,7 +67,7 @@ def _told(outcome: Outcome, figures: dict[int, dict[str, float]]) -> str:
 def _export(
     job: Job, outcome: Outcome, alarms: Sequence[str], policy: Path, events: Events
 ) -> TrainResult:
-    events.say("writing the policy", phase="writing")
+    events.say("writing the policy", phase="writing", passing=True)
     _write_weights(job, policy)
     _copy_words(job.init, policy)
     facts = {

@@ -92,7 +92,7 @@ class _Work:
         """From files to trained weights."""
         config, many = self._config, processes.size()
         among = f", {many} processes" if many > 1 else ""
-        self._events.say(f"training on {self._device.type}{among}")
+        self._events.say(f"training on {self._device.type}{among}", passing=True)
         torch.manual_seed(config.seed)
         start, tokenizer = self._load(self._job.init)
         self._longest = longest_pair(start, config, self._events)
@@ -212,12 +212,14 @@ class _Work:
         earlier = checkpoint.newest(folder, self._config.model_dump(mode="json"))
         if earlier is not None:
             where = earlier.name.replace("-", " ")
-            self._events.say(f"continuing after {where} of {total}", phase="training")
+            told = f"continuing after {where} of {total}"
+            self._events.say(told, phase="training", passing=True)
         elif lost := self._lost():
             self._events.say(
                 f"an earlier attempt came to update {lost} and left no checkpoint "
                 f"(train.save_steps {self._config.save_steps}): from the start",
                 phase="training",
+                passing=True,
             )
         trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
         done = trainer.state.global_step
