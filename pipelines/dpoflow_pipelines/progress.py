@@ -133,7 +133,7 @@ def task_table(
         table.add_column(column, justify="right" if column == "time" else "left")
     for name in names:
         record = records.get(name)
-        state = record.state if record else "PENDING"
+        state: str = record.state if record else "PENDING"
         event = (latest or {}).get(name)
         note = ""
         if record and record.reused:

@@ -58,7 +58,8 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
 def show_files(console: Console, home: Path, summary: RunSummary) -> None:
     """Where the pages for people and the facts for programs lie."""
     console.print()
-    for name, record in read_records(home / "runs" / summary.run_id).items():
+    records = read_records(home / "runs" / summary.run_id)
+    for name, record in sorted(records.items(), key=lambda item: item[1].started):
         folders = (find(home, digest) for digest in record.outputs.values())
         for page in sorted(path for each in folders if each for path in each.glob("*.html")):
             console.print(f"{name} page: {_short(page)}", markup=False, highlight=False)

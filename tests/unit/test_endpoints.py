@@ -103,9 +103,12 @@ def test_a_server_that_is_not_there_is_told_while_it_is_tried(
             async with Servers(kept, "me", None, lambda *_: None, tell=told.append) as at:
                 await (await build(judge, at)).decide(ASKED, GOOD, BAD)
 
+        began = time.monotonic()
         with pytest.raises(ServiceUnavailable):
             asyncio.run(asked())
+        spent = time.monotonic() - began
 
+    assert spent < 2 + 1.5, "what was said is kept to"
     (away,) = told
     assert "no connection" in away
     assert "trying again until" in away

@@ -177,8 +177,8 @@ class Endpoint:
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked = error.wait_s if isinstance(error, _Busy) else None
-            if asked is None:
-                return growing(state)
+            if asked is None:  # the last attempt is when patience ends, as was said
+                return min(growing(state), max(0.05, until - time.monotonic()))
             self._quiet_until = max(self._quiet_until, time.monotonic() + asked)
             return 0.0
 
