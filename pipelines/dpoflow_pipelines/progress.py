@@ -53,6 +53,8 @@ class _Follower:
     def look(self) -> None:
         self.records = read_records(self.run_dir)
         for name, record in self.records.items():
+            if name in self.latest and self.latest[name].time < record.started:
+                del self.latest[name]  # of an earlier attempt
             if _is_tried_again(record) and self._failed.get(name) != record.attempt:
                 self._failed[name] = record.attempt
                 told = f"attempt {record.attempt} of {1 + RETRIES} ended: {record.error}"

@@ -63,6 +63,15 @@ def test_the_same_done_to_a_second_set_is_a_phase_of_its_own(tell: Tell) -> None
     assert again[3:] == [pytest.approx(1)] * 7
 
 
+def test_rows_that_went_by_quickly_are_all_counted_in_the_end(tmp_path: Path) -> None:
+    events = Events(tmp_path / "events.jsonl", "test")
+
+    assert list(events.track(iter("abcde"), "read")) == [*"abcde"]
+
+    last = read_events(tmp_path / "events.jsonl")[0][-1]
+    assert (last.done, last.total) == (5, 5)
+
+
 @pytest.mark.parametrize(
     ("event", "text"),
     [

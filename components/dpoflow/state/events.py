@@ -111,10 +111,13 @@ class Events:
     def track(
         self, items: Iterable[Item], phase: str, total: int | None = None, *, unit: str = "rows"
     ) -> Iterator[Item]:
-        """`items` again, with a progress event as each is asked for."""
+        """`items` again, with a progress event as each is asked for, and one when all were."""
+        done = 0
         for done, item in enumerate(items, start=1):
             yield item
             self.progress(phase, done, total, unit=unit)
+        if done:
+            self.progress(phase, done, done, unit=unit)
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
