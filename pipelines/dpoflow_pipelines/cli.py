@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,10 @@ from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
 from dpoflow_pipelines.run import default_home
+
+if TYPE_CHECKING:
+    from dpoflow.contracts.spec import Spec
+    from dpoflow_pipelines.grid import Point
 
 app = typer.Typer(
     name="dpoflow",
@@ -42,6 +46,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one knob of the spec; repeatable."),
 ]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
+]
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML to run.")]
 
 
@@ -50,20 +58,29 @@ def _console() -> Console:
     return Console(file=sys.stdout, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
+def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[Spec, list[Point]]":
+    """The spec, and the points of a sweep; then the spec is the first of them."""
+    from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines.grid import points_of
+
+    points = points_of(spec, sets or [], grid) if grid else []
+    return points[0].spec if points else load_spec(spec, sets or []), points
+
+
 @app.command()
 def run(
     spec: SpecFile,
     home: Home,
     sets: Sets = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
-    ] = None,
+    grid: Grid = None,
     require: Annotated[
         str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the spec and print what would run.")
+        bool, typer.Option("--dry-run", help="Check the spec and tell what would run.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the whole spec, its defaults filled in.")
     ] = False,
 ) -> None:
     """Run a spec on this machine, or continue the run that was cut off.
@@ -74,38 +91,50 @@ def run(
 
         dpoflow run pipelines/configs/hh_rlhf.yaml --set data.max_pairs=64 --set train.beta=0.05
 
+        dpoflow run pipelines/configs/demo.yaml --dry-run
+
         dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
 
         dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
     """
-    from dpoflow.contracts.spec_file import load_spec
-    from dpoflow_pipelines.grid import points_of, show_points
+    from dpoflow_pipelines.grid import show_points
+    from dpoflow_pipelines.outline import show_spec, show_warnings
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import check_judges, show_spending
 
     if require not in (None, "promote"):
         raise ConfigError(f"--require takes promote, got '{require}'")
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run; a run leaves its facts in summary.json")
     if require and grid:
         raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
-    points = points_of(spec, sets or [], grid) if grid else []
+    loaded, points = _load(spec, sets, grid)
     console = _console()
-    loaded = points[0].spec if points else load_spec(spec, sets or [])
     check_sources(loaded)
-    check_judges(loaded)
+    check_judges(loaded, keys=not dry_run)  # a dry run sends nothing
+    specs = [point.spec for point in points] or [loaded]
     if dry_run:
-        for each in [point.spec for point in points] or [loaded]:
-            console.print_json(each.model_dump_json())
-        show_spending(Console(stderr=True, emoji=False, soft_wrap=True), loaded)
+        aside = console
+        if as_json:  # a program reads standard output
+            aside = Console(stderr=True, emoji=False, soft_wrap=True)
+            for each in specs:
+                console.print_json(each.model_dump_json())
+        else:
+            show_spec(console, loaded, [point.sets for point in points])
+        show_spending(aside, loaded, num_points=len(specs))
+        show_warnings(aside, loaded)
         return
     from dpoflow_pipelines.run import check_machine, run_spec
-    from dpoflow_pipelines.show import show_summary
+    from dpoflow_pipelines.show import show_files, show_summary
 
-    for each in [point.spec for point in points] or [loaded]:
+    for each in specs:
         check_machine(each)
+    show_warnings(console, loaded)
     home = home.resolve()
     if points:
         summary = run_spec(loaded, home, console, points=points)
         show_points(console, summary, spec, home, sets or [])
+        show_files(console, home, summary)
         return
     try:
         summary = run_spec(loaded, home, console, require=require)
@@ -121,6 +150,7 @@ def run(
 def plan(
     spec: SpecFile,
     sets: Sets = None,
+    grid: Grid = None,
     gpu: Annotated[
         list[str] | None, typer.Option(help="Only this kind of GPU; repeatable.")
     ] = None,
@@ -139,25 +169,29 @@ def plan(
         dpoflow plan pipelines/configs/demo.yaml
 
         dpoflow plan align.yaml --gpu A100-80 --gpus 4 --price 2.5 --set train.batch_size=32
+
+        dpoflow plan align.yaml --grid train.beta=0.05,0.1,0.3
     """
-    from dpoflow.contracts.spec_file import load_spec
     from dpoflow_pipelines import plan as plans
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import expected_spending, show_spending
 
     for name in gpu or ():
         plans.machine_named(name)
-    console, loaded = _console(), load_spec(spec, sets or [])
+    loaded, points = _load(spec, sets, grid)
     check_sources(loaded)
-    made = plans.plan_spec(loaded, devices=gpus)
+    made = plans.plan_specs(
+        [(point.sets, point.spec) for point in points] or [((), loaded)], devices=gpus
+    )
+    here, many = plans.measured_here(loaded), len(made)
+    console = _console()
     if as_json:
-        spending = expected_spending(loaded).model_dump(mode="json")
-        console.print_json(
-            data=plans.as_json(made, gpu or [], price) | {"asked": spending["models"]}
-        )
+        spending = expected_spending(loaded, num_points=many).model_dump(mode="json")
+        told = plans.as_json(made, here, gpu or [], price)
+        console.print_json(data=told | {"asked": spending["models"]})
     else:
-        plans.show_plan(console, made, gpu or [], price)
-        show_spending(console, loaded)
+        plans.show_plans(console, made, here, gpu or [], price)
+        show_spending(console, loaded, num_points=many)
 
 
 @app.command()

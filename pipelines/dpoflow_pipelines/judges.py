@@ -89,6 +89,7 @@ def _asked(
             payer=f"qualify {judge_id(judge, half)}",
             models=models,
             progress=lambda done, total: bars.update(bar, completed=done),
+            tell=lambda told: console.print(escape(told), highlight=False),
         )
 
 

@@ -6,6 +6,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from dpoflow.contracts.spec import TRAIN_DEADLINE_S
+from dpoflow.state.step import RETRIES
 
 _HOURS = 3600
 TIMEOUT_S = {
@@ -18,7 +19,6 @@ TIMEOUT_S = {
     "register": 2 * _HOURS,
     "conclude": 600,
 }
-RETRIES = 2
 
 
 def place(task: PipelineTask, *, cache: bool = True) -> PipelineTask:

@@ -2,24 +2,27 @@
 
 Reads   a spec's sources
 Gives   `rows_of`
-Not     checking rows: what an adapter cannot use is passed over here, and counted by validate
+Not     checking rows: what an adapter cannot use is passed over here, and counted by validate;
+        rows that are equal are all given
 """
 
 import itertools
 from collections.abc import Iterator
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.pairs import Item, Source
+from dpoflow.contracts.pairs import Item, Source, with_system
 from dpoflow.contracts.spec import Spec
 
 
 def rows_of(spec: Spec) -> Iterator[Item]:
-    """Every row that an adapter can use."""
+    """Every row that an adapter can use, on the side of the split that it draws by itself."""
     from dpoflow.sources.files import data_files, local_path, read_rows
     from dpoflow.sources.formats import registry
     from dpoflow.sources.reasons import Quarantine
     from dpoflow.sources.remote import is_remote, shown
+    from dpoflow.validate.split import root_of, side_of
 
+    knobs = spec.data
     for source in spec.data.sources:
         if is_remote(source.uri):
             raise ConfigError(
@@ -43,6 +46,10 @@ def rows_of(spec: Spec) -> Iterator[Item]:
             name = source.name or local_path(source.uri).name
             for row_id, row in rows:
                 try:
-                    yield registry.convert(row, form, Source(dataset=name, row=row_id))
+                    item = registry.convert(row, form, Source(dataset=name, row=row_id))
+                    item = with_system(item, source.system)
                 except Quarantine:
                     continue
+                root = root_of(item.prompt)
+                side = side_of(root, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction)
+                yield item.model_copy(update={"split": side})

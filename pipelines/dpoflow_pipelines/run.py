@@ -23,7 +23,7 @@ from dpoflow.sources import remote
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
-from dpoflow_pipelines.progress import following, task_table
+from dpoflow_pipelines.progress import following, settled, task_table
 from dpoflow_pipelines.runs import IR, Run, claim_run, summarise
 
 
@@ -192,7 +192,7 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
             close_run(tracked, "FAILED", summary.model_dump_json(indent=2))
         except ServiceUnavailable as away:
             console.print(f"warning: {away}", markup=False, highlight=False)
-        console.print(task_table(names, read_records(run.folder)))
+        console.print(task_table(names, settled(read_records(run.folder))))
         raise
     summary = conclude("SUCCEEDED", None)
     close_run(tracked, "SUCCEEDED", summary.model_dump_json(indent=2))

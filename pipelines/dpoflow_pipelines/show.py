@@ -1,7 +1,7 @@
 """What a person sees of runs, verdicts and chains of evidence.
 
 Reads   summaries, decisions, manifests
-Gives   `show_summary`, `show_verdict`, `show_status`, `show_trace`
+Gives   `show_summary`, `show_files`, `show_verdict`, `show_status`, `show_trace`
 Not     live progress (progress.py)
 """
 
@@ -18,12 +18,14 @@ from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import RunSummary
 from dpoflow.sources.pinned import read_pinned
-from dpoflow.state.step import TaskRecord, find
+from dpoflow.state.step import find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
-from dpoflow_pipelines.progress import task_table
+from dpoflow_pipelines.progress import settled, task_table
 from dpoflow_pipelines.runs import IR, find_run, is_held, memory
 
 _EXAMPLES = 5
+_SHOWN = 240
+"""Characters of a text of somebody's: a few lines."""
 
 
 def _summary(folder: Path) -> RunSummary | None:
@@ -50,7 +52,18 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
         console.print("\n".join(lines), markup=False, highlight=False)
-    console.print(f"\nsummary: {_short(home / 'summary.json')}", highlight=False)
+    show_files(console, home, summary)
+
+
+def show_files(console: Console, home: Path, summary: RunSummary) -> None:
+    """Where the pages for people and the facts for programs lie."""
+    console.print()
+    records = read_records(home / "runs" / summary.run_id)
+    for name, record in sorted(records.items(), key=lambda item: item[1].started):
+        folders = (find(home, digest) for digest in record.outputs.values())
+        for page in sorted(path for each in folders if each for path in each.glob("*.html")):
+            console.print(f"{name} page: {_short(page)}", markup=False, highlight=False)
+    console.print(f"summary: {_short(home / 'summary.json')}", markup=False, highlight=False)
 
 
 def show_verdict(console: Console, home: Path, summary: RunSummary | None = None) -> None:
@@ -82,9 +95,15 @@ def _show_answers(console: Console, home: Path, summary: RunSummary) -> None:
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line, _ in zip(lines, range(_EXAMPLES), strict=False):
             row = json.loads(line)
-            console.print(f"\n[bold]{_safe(row['question'])}[/]", highlight=False)
+            console.print(f"\n[bold]{_excerpt(row['question'])}[/]", highlight=False)
             for who in ("base", "candidate"):
-                console.print(f"  [dim]{who:9}[/] {_safe(row[who])}", highlight=False)
+                console.print(f"  [dim]{who:9}[/] {_excerpt(row[who])}", highlight=False)
+
+
+def _excerpt(text: str) -> str:
+    """The start of an answer: some run to pages, and answers.html has them whole."""
+    line = " ".join(text.split())
+    return _safe(line if len(line) <= _SHOWN else line[:_SHOWN].rsplit(" ", 1)[0] + " …")
 
 
 def _safe(text: str) -> str:
@@ -110,18 +129,13 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     if state == "RUNNING" and not held:
         state = "CUT OFF (nobody is at work on it; the command that started it continues it)"
     if not held:
-        records = {name: _ended(record) for name, record in records.items()}
+        records = settled(records)
     console.print(f"[bold]{folder.name}[/] {state}", highlight=False)
     console.print(task_table(names, records))
     if error:
         console.print(f"error: {error}", markup=False, highlight=False)
-
-
-def _ended(record: TaskRecord) -> TaskRecord:
-    """A task that was at work when its run was cut off never came to say so."""
-    if record.state != "RUNNING":
-        return record
-    return record.model_copy(update={"state": "FAILED", "error": "cut off"})
+    if not held and state == "FAILED" and "the same command" not in (error or ""):
+        console.print("once that is mended the same command continues the run", highlight=False)
 
 
 def show_trace(console: Console, home: Path, version: str, pair: str | None) -> None:

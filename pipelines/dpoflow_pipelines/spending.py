@@ -42,7 +42,7 @@ def judges_of(spec: Spec) -> Iterator[tuple[JudgeConfig, "Half"]]:
         yield spec.evaluate.judge, "all"
 
 
-def check_judges(spec: Spec) -> None:
+def check_judges(spec: Spec, *, keys: bool = True) -> None:
     """Keys, templates and qualifications, before there is a run. Raises ConfigError."""
     endpoints = list(endpoints_of(spec))
     asked = [each for each in judges_of(spec) if not isinstance(each[0], RubricJudgeConfig)]
@@ -50,7 +50,7 @@ def check_judges(spec: Spec) -> None:
         from dpoflow.endpoints.client import key_of
         from dpoflow.judge.llm import template_of
         from dpoflow.judge.trust import check_trust
-    for endpoint in endpoints:
+    for endpoint in endpoints if keys else ():
         key_of(endpoint)
     for judge, half in asked:
         for each in models_in(judge):
@@ -58,30 +58,21 @@ def check_judges(spec: Spec) -> None:
         check_trust(judge, (), half)
 
 
-def expected_spending(spec: Spec) -> "Expected":
-    """Every request new, every answer as long as it may be.
-
-    The split into held-out prompts is by hash, so their number is about right.
-    """
+def expected_spending(spec: Spec, *, num_points: int = 1) -> "Expected":
+    """Every request new, every answer as long as it may be; each point of a sweep is evaluated."""
     from dpoflow.judge.estimate import Expected, of_comparisons
 
     expected = Expected()
     if not any(True for _ in endpoints_of(spec)):
         return expected
-    synthesize, kept = spec.synthesize, 1 - spec.data.heldout_fraction
-    rows = [
-        (sum(len(turn.content.encode("utf-8", "replace")) + 16 for turn in row.prompt), row)
-        for row in rows_of(spec)
-    ]
-    asked = [size for size, row in rows if isinstance(row, Prompt) and row.reference is None]
-    asked = asked[: round(len(asked) * kept)]
+    asked, answered, held = _sizes(spec)
+    synthesize = spec.synthesize
     if synthesize.enabled:
         longest = [
             writer.sampling.max_new_tokens * BYTES_A_TOKEN
             for writer in synthesize.writers
             for _ in range(writer.candidates)
         ]
-        answered = [size for size, row in rows if isinstance(row, Prompt) and row.reference]
         for place, writer in enumerate(synthesize.writers):
             if writer.endpoint is not None:
                 # Beside a human's answer the first writer is asked once, held-out prompts included.
@@ -96,12 +87,29 @@ def expected_spending(spec: Spec) -> "Expected":
             sizes = ((size, mean, mean) for size in asked for _ in range(couples))
             expected = of_comparisons(synthesize.judge, sizes, expected)
     if spec.evaluate.judge is not None:
-        held = [size for size, _ in rows][: round(len(rows) * (1 - kept))]
-        held = held[: spec.evaluate.max_prompts]
         longest_answer = spec.evaluate.sampling.max_new_tokens * BYTES_A_TOKEN
-        sizes = ((size, longest_answer, longest_answer) for size in held)
+        compared = held[: spec.evaluate.max_prompts] * num_points
+        sizes = ((size, longest_answer, longest_answer) for size in compared)
         expected = of_comparisons(spec.evaluate.judge, sizes, expected)
     return expected
+
+
+def _sizes(spec: Spec) -> tuple[list[int], list[int], list[int]]:
+    """Bytes of each prompt: those that wait for candidates, have an answer, are held out.
+
+    The sides are those that validate draws. Of equal prompts one counts, as it does there.
+    """
+    asked, answered, held = dict[str, int](), dict[str, int](), dict[str, int]()
+    for row in rows_of(spec):
+        size = sum(len(turn.content.encode("utf-8", "replace")) + 16 for turn in row.prompt)
+        if row.split == "heldout":
+            held[row.prompt_id] = size
+        if isinstance(row, Prompt) and row.reference:
+            answered[row.prompt_id] = size
+        elif isinstance(row, Prompt) and row.split == "train":
+            asked[row.prompt_id] = size
+    bare = [size for prompt_id, size in asked.items() if prompt_id not in answered]
+    return bare, [*answered.values()], [*held.values()]
 
 
 def show_expected(console: Console, expected: "Expected", about: str) -> None:
@@ -114,9 +122,9 @@ def show_expected(console: Console, expected: "Expected", about: str) -> None:
         )
 
 
-def show_spending(console: Console, spec: Spec) -> None:
-    """What each model would be asked, and the budget it is held to. Of a sweep, its first point."""
-    expected = expected_spending(spec)
+def show_spending(console: Console, spec: Spec, *, num_points: int = 1) -> None:
+    """What each model would be asked, and the budget it is held to."""
+    expected = expected_spending(spec, num_points=num_points)
     show_expected(console, expected, "with the longest answers about")
     limits = {k: v for k, v in spec.synthesize.budget.model_dump().items() if v is not None}
     if expected.models and limits:

@@ -69,6 +69,7 @@ def test_pairs_name_their_writers_judge_and_both_orders_and_nothing_is_paid_twic
     home = tmp_path / "home"
     with ScriptedServer(script, key=KEY) as server:
         ask(job, server)
+        foretold = job.call("run", job.spec, "--dry-run").out
         ended = job.run(home)
         assert ended.code == 0, ended.out + ended.err
         paid = sum(server.paid.values())
@@ -81,6 +82,7 @@ def test_pairs_name_their_writers_judge_and_both_orders_and_nothing_is_paid_twic
         system = {h["authorization"] for h in server.headers}
     told = summary(home)["data"]["synthesize"]
 
+    assert f"about {cost['a-writer']['requests']} requests" in foretold
     assert system == {f"Bearer {KEY}"}
     assert told["num_prompts"] >= told["num_pairs"] / 2 > 0
     assert told["outcomes"].keys() <= {"preferred", "tie"}
@@ -153,7 +155,7 @@ def test_what_is_wrong_with_a_judge_is_told_before_there_is_a_run(
     home = tmp_path / "home"
     with ScriptedServer(script, key=KEY) as server:
         ask(job, server)
-        priced = job.call("run", job.spec, "--dry-run")
+        priced = job.call("run", job.spec, "--dry-run", "--json")
         monkeypatch.delenv("JUDGE_KEY")
         ended = job.run(home)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -15,6 +16,7 @@ from tests.judging import ASKED, asking, config, decide, honest
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.judges import BudgetConfig, EndpointConfig, LlmJudgeConfig, RubricJudgeConfig
+from dpoflow.endpoints import outage
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.cache import Cache, Reply, Request
 from dpoflow.judge.build import Servers, build
@@ -49,6 +51,81 @@ def test_whatever_is_busy_away_or_broken_is_asked_again(fault: Action, tmp_path:
     assert (outcome.label, outcome.winner) == ("preferred", "first")
     assert sorted(server.seen.values()) == [2, 2]
     assert sorted(server.paid.values()) == [1, 1]
+
+
+def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "_GRACE_S", 0.3)
+    told: list[str] = []
+    back = time.monotonic() + 1.5
+
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        return Refuse(500, "oops") if time.monotonic() < back else honest(body)
+
+    async def judged(judge: LlmJudgeConfig) -> None:
+        async with Servers(
+            tmp_path / "kept", "me", None, lambda *_: None, tell=told.append, afterwards="; then X"
+        ) as at:
+            asked = await build(judge, at)
+            couples = ((f"{GOOD}{n}", BAD) for n in range(8))
+            await asyncio.gather(*(asked.decide(ASKED, *couple) for couple in couples))
+
+    began = time.time()
+    with ScriptedServer(script) as server:
+        asyncio.run(judged(config(server, endpoint={"patience_s": 600})))
+
+    away, again = told
+    found = re.fullmatch(
+        r"judge at http://127\.0\.0\.1:\d+/v1: HTTP 500: oops; trying again until "
+        r"(\d\d:\d\d:\d\d) \((10 min 00|9 min 5\d) s\); then X",
+        away,
+    )
+    assert found, away
+    assert found[1] in {time.strftime("%H:%M:%S", time.localtime(began + 600 + n)) for n in (0, 1)}
+    assert re.fullmatch(r"judge at http://\S+ answers again after [1-9]\d? s", again)
+
+
+def test_a_server_that_is_not_there_is_told_while_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "_GRACE_S", 0.3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        endpoint = EndpointConfig(
+            base_url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1", model="judge", patience_s=2
+        )
+        told: list[str] = []
+
+        async def asked() -> None:
+            judge = LlmJudgeConfig(kind="llm", endpoint=endpoint)
+            kept = tmp_path / "kept"
+            async with Servers(kept, "me", None, lambda *_: None, tell=told.append) as at:
+                await (await build(judge, at)).decide(ASKED, GOOD, BAD)
+
+        began = time.monotonic()
+        with pytest.raises(ServiceUnavailable):
+            asyncio.run(asked())
+        spent = time.monotonic() - began
+
+    assert spent < 2 + 1.5, "what was said is kept to"
+    (away,) = told
+    assert "no connection" in away
+    assert "trying again until" in away
+
+
+def test_a_single_slip_of_a_server_is_not_worth_a_word(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def asked(judge: LlmJudgeConfig) -> None:
+        kept = tmp_path / "kept"
+        async with Servers(kept, "me", None, lambda *_: None, tell=told.append) as at:
+            await (await build(judge, at)).decide(ASKED, GOOD, BAD)
+
+    with ScriptedServer(first(Refuse(500))) as server:
+        asyncio.run(asked(config(server)))
+
+    assert told == []
 
 
 def test_retry_after_holds_every_request_back(tmp_path: Path) -> None:

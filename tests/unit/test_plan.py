@@ -1,6 +1,8 @@
 """What is estimated before a training is what a training then needs."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dpoflow.policy.attention import arguments, attending
 from dpoflow.policy.layout import Group, lay_out
 from dpoflow.policy.logprobs import Scorer, answer_sums
 from dpoflow.train.estimate import MACHINES, Lengths, estimate
+from dpoflow.validate.split import side_of
 from dpoflow_pipelines.cli import app
 
 SHAPE = {
@@ -180,15 +183,113 @@ def test_the_command_shows_memory_hours_and_money(spec: Path) -> None:
     ended = CliRunner().invoke(app, ["plan", str(spec), "--gpu", "L4", "--price", "0.7"])
 
     assert ended.exit_code == 0, ended.output
-    for text in ("50 pairs", "about 40 pairs to train on", "L4", "yes", "0.00 to 0.00"):
+    for text in ("50 pairs", "about 42 pairs to train on", "L4", "yes", "0.00 to 0.00"):
         assert text in ended.output
+
+
+def test_pairs_to_train_on_are_those_that_validates_split_leaves(spec: Path) -> None:
+    def left(seed: int) -> int:
+        asked = (pair.prompt[0].content for pair in tiny_pairs(50))
+        ids = (
+            hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest() for text in asked
+        )
+        return sum(side_of(each, seed=seed, heldout_fraction=0.2) == "train" for each in ids)
+
+    def told(seed: int) -> Any:
+        asked = ["plan", str(spec), "--json", "--set", f"data.seed={seed}"]
+        return json.loads(CliRunner().invoke(app, asked).output)["num_pairs"]
+
+    assert [told(seed) for seed in (1, 2)] == [left(seed) for seed in (1, 2)]
+    assert {left(1), left(2)} != {42}
+
+
+def test_hours_of_a_second_are_no_hours_and_no_price_is_no_column(spec: Path) -> None:
+    ended = CliRunner().invoke(app, ["plan", str(spec)])
+
+    assert "under 1 s" in ended.output
+    assert "e-0" not in ended.output
+    assert "money" not in ended.output.replace("gives money", "")
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ("data.min_pairs=1000", r"min_pairs asks for 1,000 .* 42 at most.*lower data.min"),
+        ("train.max_tokens=37", r"\d+ of the \d+ pairs looked at would not be .* \d+ too_long"),
+        ("train.max_tokens=999", "the model reads 256 tokens at most: train.max_tokens 999"),
+    ],
+)
+def test_what_would_end_or_thin_the_training_is_told_before_it(
+    spec: Path, sets: str, words: str
+) -> None:
+    plain = CliRunner().invoke(app, ["plan", str(spec), "--set", "train.max_tokens=256"])
+    ended = CliRunner().invoke(app, ["plan", str(spec), "--set", sets])
+    told = CliRunner().invoke(app, ["plan", str(spec), "--json", "--set", sets])
+
+    assert "warning" not in plain.output
+    assert re.search(f"warning: .*{words}", ended.output), ended.output
+    assert re.search(words, json.loads(told.output)["warnings"][0])
+
+
+def test_prompts_without_room_for_an_answer_are_counted_as_dropped(spec: Path) -> None:
+    rows = [{"prompt": "the sea is blue and calm " * (1 + 8 * (n % 2))} for n in range(40)]
+    text = "".join(json.dumps(row | {"slice": str(n)}) + "\n" for n, row in enumerate(rows))
+    (spec.parent / "pairs.jsonl").write_text(text.replace("the sea", "the  sea"))
+    checks = "checks: [{name: long, kind: word_count, half: judge, min: 6, max: 60, falloff: 6}]"
+    spec.write_text(
+        "name: small\nmodel: model\ntrain: {max_tokens: 60}\n"
+        "data: {heldout_fraction: 0.01, sources: [{uri: pairs.jsonl, format: prompts}]}\n"
+        "synthesize: {sampling: {max_new_tokens: 20}, judge: {rubric: {" + checks + "}}}\n"
+    )
+
+    ended = CliRunner().invoke(app, ["plan", str(spec)])
+
+    assert "20 of the 40 pairs looked at would not be trained on: 20 too_long" in ended.output
+
+
+def test_a_gpu_that_is_asked_for_and_not_here_is_not_said_to_fit(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = ["plan", str(spec), "--gpu", "L4", "--set", "train.device=cuda"]
+
+    ended = CliRunner().invoke(app, asked)
+    told = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)["machines"]
+
+    assert re.search(r"this machine +\? +not known +\?", ended.output)
+    assert "this machine: no GPU, which train.device cuda asks for" in ended.output
+    assert [(row["machine"], row["fits"]) for row in told] == [("this machine", None), ("L4", True)]
+
+
+def test_a_sweep_takes_the_time_of_all_its_points_and_the_memory_of_the_largest(spec: Path) -> None:
+    def plan(*words: str) -> Any:
+        ended = CliRunner().invoke(app, ["plan", str(spec), "--json", *words])
+        assert ended.exit_code == 0, ended.output
+        return json.loads(ended.output)
+
+    def hours(told: Any) -> Any:
+        return next(row["hours"] for row in told["machines"] if row["machine"] == "T4")
+
+    small, large = (plan("--set", f"train.batch_size={size}") for size in (2, 8))
+    together = [2 * (one + other) for one, other in zip(hours(small), hours(large), strict=True)]
+    both = plan("--grid", "train.batch_size=2,8", "--grid", "train.beta=0.1,0.2")
+
+    assert [point["sets"] for point in both["points"]] == [
+        [f"train.batch_size={size}", f"train.beta={beta}"] for size in (2, 8) for beta in (0.1, 0.2)
+    ]
+    assert hours(both) == pytest.approx(together)
+    assert [point["memory_bytes"] for point in both["points"]] == [
+        each["memory_bytes"] for each in (small, small, large, large)
+    ]
+    shown = CliRunner().invoke(app, ["plan", str(spec), "--grid", "train.batch_size=2,8"])
+    assert "2 points, one after another" in shown.output
 
 
 def test_the_command_tells_programs_the_same(spec: Path) -> None:
     ended = CliRunner().invoke(app, ["plan", str(spec), "--json", "--gpus", "4", "--price", "2"])
 
     told = json.loads(ended.output)
-    assert told["num_pairs"] == 40
+    assert told["num_pairs"] == 42
     rows = {row["machine"]: row for row in told["machines"]}
     assert set(rows) == {"this machine", *MACHINES}
     hours = rows["H100"]["hours"]
@@ -205,4 +306,4 @@ def test_a_gpu_that_is_not_in_the_table_is_named_with_those_that_are(spec: Path)
 def test_data_without_a_pair_is_the_datas_fault(spec: Path) -> None:
     ended = CliRunner().invoke(app, ["plan", str(spec), "--set", "train.max_tokens=8"])
 
-    assert "no pair that could be trained on (50 pairs" in str(ended.exception)
+    assert "no pair that could be trained on (42 pairs" in str(ended.exception)

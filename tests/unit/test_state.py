@@ -167,6 +167,8 @@ def test_a_retry_that_cannot_help_ends_at_once_and_one_that_can_goes_on(
 
     failed("ServiceUnavailable")
     begin("echo")
+    record = TaskRecord.model_validate_json((tmp_path / "tasks" / "echo.json").read_text())
+    assert (record.state, record.attempt) == ("RUNNING", 2)
 
 
 def test_a_failure_stands_in_the_tasks_record_with_its_kind(

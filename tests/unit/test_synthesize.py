@@ -2,20 +2,35 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import tiny_folder
 
-from dpoflow.contracts.pairs import Message, PreferencePair, Prompt, Provenance, Source, Writer
+from dpoflow.contracts.manifest import seal
+from dpoflow.contracts.pairs import (
+    Message,
+    PreferencePair,
+    Prompt,
+    Provenance,
+    Source,
+    Writer,
+    write_parquet,
+)
+from dpoflow.contracts.results import SynthesizeResult
 from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import SynthesizeConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Choice, Judge, Outcome, Verdict, settle
 from dpoflow.policy.generate import Answer
+from dpoflow.state.events import read_events
+from dpoflow.state.step import StepState
 from dpoflow.synthesize.candidates import Candidate, Group
 from dpoflow.synthesize.length import balanced, length_bias
 from dpoflow.synthesize.pairing import Judged, pair_with_reference, pairs_by_judge
+from dpoflow.synthesize.step import run
 
 WRITER = Writer(generator="g", sampling="{}", seed=0)
 RUBRIC = {"checks": [{"kind": "prose", "name": "prose", "half": "judge"}]}
@@ -280,3 +295,52 @@ def pair_of(chosen: str, rejected: str, margin: float, *, human: bool = False) -
         source=Source(dataset="test", row="1"),
         provenance=Provenance(chosen=None if human else WRITER, rejected=WRITER, judge="j"),
     )
+
+
+def step(folder: Path, *, prompts: int, **knobs: Any) -> tuple[SynthesizeResult, list[str]]:
+    """The whole step with the tiny model: its result, and what it says."""
+    model = tiny_folder(folder / "model")
+    seal(model, "test.model", parents={}, config={}, code="")
+    (folder / "prompts").mkdir()
+    rows = [
+        Prompt(prompt=(Message(role="user", content=f"Where {row}?"),), source=prompt().source)
+        for row in range(prompts)
+    ]
+    write_parquet(rows, Prompt, folder / "prompts" / "prompts.parquet")
+    state = StepState(folder / "state", "synthesize")
+    state.start_afresh(["pairs"])
+    sampling = {"temperature": 1.0, "max_new_tokens": 8}
+    result = run(
+        SynthesizeConfig.model_validate(
+            {"judge": {"rubric": RUBRIC}, "sampling": sampling, **knobs}
+        ),
+        prompts=folder / "prompts",
+        model=model,
+        pairs=state.output("pairs"),
+        state=state,
+    )
+    events, _ = read_events(state.folder / "events.jsonl")
+    return result, [event.message for event in events if event.message and not event.passing]
+
+
+def test_a_step_that_makes_no_pair_ends_with_why_and_where_to_look(tmp_path: Path) -> None:
+    result, said = step(tmp_path, prompts=3, candidates=2, min_margin=1.0)
+
+    assert result.num_pairs == 0
+    why = ", ".join(f"{many} {reason}" for reason, many in result.not_pairs.items())
+    assert said[0] == f"0 pairs from 3 prompts and 6 candidates (no pair: {why})"
+    assert said[-1].startswith("no pair was made; each candidate and comparison stands in ")
+    assert str(tmp_path / "state" / "outputs" / "pairs") in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [(2, "no pair is made of 2 prompts; set synthesize.enabled and"), (0, "no pair is made")],
+)
+def test_a_step_that_is_off_says_what_it_leaves_undone(
+    tmp_path: Path, prompts: int, words: str
+) -> None:
+    _, (said,) = step(tmp_path, prompts=prompts, enabled=False)
+
+    assert said.startswith(f"switched off in the spec: {words}")
+    assert prompts > 0 or said.endswith(words)

@@ -53,6 +53,19 @@ def test_the_first_loss_is_ln_2_and_pairs_that_differ_are_learnt(job: Job) -> No
     assert (result.num_pairs, result.num_dropped, result.num_steps) == (24, 0, 12)
 
 
+def test_the_training_is_told_in_a_sentence_at_its_end(job: Job) -> None:
+    result = job.run(FAST.model_copy(update={"heldout_fraction": 0.25, "epochs": 4.0}))
+
+    figures = [e.metrics for e in job.events() if "heldout/reward_accuracy" in e.metrics]
+    (said,) = (e.message for e in job.events() if "→" in e.message)
+    assert re.fullmatch(
+        rf"{result.num_steps} updates on 18 pairs in \d+ s: loss 0\.693 → "
+        rf"{result.last_loss:.3f}; chosen is preferred in {result.accuracy:.0%} of the pairs, "
+        rf"in {figures[-1]['heldout/reward_accuracy']:.0%} of 6 held out",
+        said,
+    )
+
+
 def test_a_supervised_term_holds_the_chosen_answers_up(job: Job) -> None:
     job.run(FAST, "without")
     result = job.run(FAST.model_copy(update={"sft_weight": 1.0}), "with")
@@ -353,7 +366,7 @@ def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method
     assert victim.returncode == -signal.SIGKILL
     job.run(config, "killed")
 
-    assert any("continuing after update" in event.message for event in job.events("killed"))
+    assert any(re.search(r"after update \d+ of \d+$", e.message) for e in job.events("killed"))
     for path in sorted(job.policy("whole").rglob("*")):
         if path.is_file():
             other = job.policy("killed") / path.relative_to(job.policy("whole"))
@@ -378,6 +391,19 @@ def test_sigterm_keeps_the_update_at_hand_and_the_same_call_goes_on(tmp_path: Pa
     result = job.run(config, "stopped")
     assert any("continuing after update" in event.message for event in job.events("stopped"))
     assert result.policy_digest == whole.policy_digest
+
+
+def test_an_attempt_that_left_no_checkpoint_is_told(job: Job) -> None:
+    config = FAST.model_copy(update={"save_steps": 1000})
+    job.run(config)  # its checkpoints go with the sealing of the state, which is not done here
+    shutil.rmtree(job.folder / "state" / "one" / "work")
+    job.run(config)
+
+    said = [event.message for event in job.events()]
+    assert (
+        "an earlier attempt came to update 6 and left no checkpoint (train.save_steps 1000): "
+        in (" ".join(said))
+    )
 
 
 def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:

@@ -270,7 +270,10 @@ class SynthesizeConfig(Contract):
     @model_validator(mode="after")
     def _needs_a_judge(self) -> Self:
         if self.enabled and self.judge is None:
-            raise ValueError("needs a judge: set synthesize.judge, or synthesize.enabled: false")
+            raise ValueError(
+                "needs a judge: set synthesize.judge, such as {rubric: FILE.yaml} with checks or "
+                "{kind: llm, endpoint: {base_url: …, model: …}}, or set synthesize.enabled: false"
+            )
         for config in rubrics_in(self.judge):
             if all(check.half == "heldout" for check in config.rubric.checks):
                 raise ValueError("every check of its rubric is held out: give some `half: judge`")

@@ -28,6 +28,7 @@ from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.judges import EndpointConfig
 from dpoflow.endpoints.budget import Budget
 from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
+from dpoflow.endpoints.outage import Outage
 
 BYTES_A_TOKEN = 4
 """Of usual text; an estimate, for limits a minute and for what is told beforehand."""
@@ -64,8 +65,13 @@ class Endpoint:
         budget: Budget,
         *,
         answered: Callable[[Request, Reply, float], None] = lambda request, reply, seconds: None,
+        tell: Callable[[str], None] = lambda sentence: None,
+        afterwards: str = "",
     ) -> None:
-        """`answered` hears of every answer that was paid for just now, and how long it took."""
+        """`answered` hears of every answer that was paid for just now, and how long it took.
+
+        `tell` is told when the server goes away and when it is back; `afterwards`: see `Outage`.
+        """
         self.config, self._cache, self._budget, self._answered = config, cache, budget, answered
         self._key = key_of(config)
         # openai wants to be told that no key is meant.
@@ -74,6 +80,7 @@ class Endpoint:
         self._requests = _pacer(config.requests_per_minute, 1.0)
         self._tokens = _pacer(config.tokens_per_minute, 10.0)
         self._quiet_until, self._num_hopeless, self._any_answered = 0.0, 0, False
+        self._outage = Outage(self._name, tell, afterwards)
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
         self._stack = AsyncExitStack()
 
@@ -165,12 +172,13 @@ class Endpoint:
 
     async def _until_answered(self, request: Request) -> Reply:
         growing = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE_S)
+        until = time.monotonic() + self.config.patience_s
 
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked = error.wait_s if isinstance(error, _Busy) else None
-            if asked is None:
-                return growing(state)
+            if asked is None:  # the last attempt is when patience ends, as was said
+                return min(growing(state), max(0.05, until - time.monotonic()))
             self._quiet_until = max(self._quiet_until, time.monotonic() + asked)
             return 0.0
 
@@ -184,13 +192,23 @@ class Endpoint:
                 with attempt:
                     await self._quiet()
                     await self._in_turn(request)
-                    return await self._attempt(request)
+                    return await self._watched(request, until)
         except _Busy as busy:
             raise ServiceUnavailable(
                 f"{self._name} did not answer in {self.config.patience_s:g} s of trying: {busy}; "
                 "the same command goes on from the answers that are there"
             ) from None
         raise AssertionError("tenacity either answers or raises")
+
+    async def _watched(self, request: Request, until: float) -> Reply:
+        began = time.monotonic()
+        try:
+            reply = await self._attempt(request)
+        except _Busy as busy:
+            self._outage.failed(str(busy), began=began, until=until)
+            raise
+        self._outage.answered()
+        return reply
 
     async def _in_turn(self, request: Request) -> None:
         """Until the limits a minute let one more attempt go."""

@@ -51,7 +51,7 @@ def _verdict(gates: GateConfig, asked: tuple[Gate, ...], win_rate: Interval | No
 
 def _sentence(verdict: Verdict, asked: tuple[Gate, ...], win_rate: Interval | None) -> str:
     if win_rate is None:
-        won = "Nothing decided the comparisons with the base"
+        won = "Nothing decided the comparisons with the base (evaluate.judge would)"
     else:
         won = (
             f"The candidate won {win_rate.value:.0%} of {win_rate.n} comparisons with the base "

@@ -44,9 +44,18 @@ class Servers:
     """
 
     def __init__(
-        self, kept: Path, payer: str, budget: BudgetConfig | None, answered: Answered
+        self,
+        kept: Path,
+        payer: str,
+        budget: BudgetConfig | None,
+        answered: Answered,
+        *,
+        tell: Callable[[str], None] = lambda sentence: None,
+        afterwards: str = "",
     ) -> None:
+        """`tell` hears of servers that go away; `afterwards` is what giving one up leads to."""
         self._kept, self._payer, self._limits, self._answered = kept, payer, budget, answered
+        self._tell, self._afterwards = tell, afterwards
         self._stack = AsyncExitStack()
         self._shared: tuple[Cache, Budget] | None = None
         self._endpoints: dict[str, Endpoint] = {}
@@ -65,7 +74,13 @@ class Servers:
             self._shared = cache, Budget(self._limits, spent)
         name = sha256_json(config)
         if name not in self._endpoints:
-            endpoint = Endpoint(config, *self._shared, answered=self._answered)
+            endpoint = Endpoint(
+                config,
+                *self._shared,
+                answered=self._answered,
+                tell=self._tell,
+                afterwards=self._afterwards,
+            )
             self._endpoints[name] = await self._stack.enter_async_context(endpoint)
         return self._endpoints[name]
 

@@ -178,12 +178,13 @@ def ask(
     models: Path | None = None,
     budget: BudgetConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> list[Item]:
     """What the judge says of each pair, in both orders. Raises DataRejected at the budget's end."""
 
     async def run() -> list[Item]:
         items: list[Item] = []
-        async with Servers(kept, payer, budget, lambda request, reply, seconds: None) as at:
+        async with Servers(kept, payer, budget, lambda *_: None, tell=tell) as at:
             judge = await build(config, at, half, models)
 
             async def work(one: Labelled) -> Item:

@@ -5,6 +5,7 @@ Gives   `session`: open `Servers`; what is spent is told as an event, and calls 
 Not     what is asked
 """
 
+import functools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from dpoflow.contracts.judges import BudgetConfig, JudgeConfig, models_in
 from dpoflow.judge.build import Half, Servers
 from dpoflow.judge.llm import template_of
 from dpoflow.judge.trust import check_trust
-from dpoflow.state.step import StepState
+from dpoflow.state.step import RETRIES, StepState
 from dpoflow.tracking.calls import Calls, register_templates
 
 
@@ -31,11 +32,19 @@ async def session(
     models = list(models_in(judge))
     register_templates((t.id, t.text) for t in map(template_of, models))
     calls = Calls(max((each.traced for each in models), default=0.0))
-    async with Servers(state.root / "answers.sqlite", state.folder.name, budget, calls) as at:
+    async with Servers(
+        state.root / "answers.sqlite",
+        state.folder.name,
+        budget,
+        calls,
+        tell=functools.partial(state.events.say, passing=True),
+        afterwards=f"; a pipeline then begins the step again, up to {RETRIES} times",
+    ) as at:
         yield at
         for model, spent in at.spent().items():
             state.events.say(
                 f"{model}: {spent.requests:,} requests, {spent.tokens:,} tokens, "
-                f"{spent.money:,.2f} paid"
+                f"{spent.money:,.2f} paid",
+                passing=True,
             )
     calls.flush()

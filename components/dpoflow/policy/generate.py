@@ -199,7 +199,7 @@ class _Store:
             os.fsync(out.fileno())
 
     def _say(self, message: str) -> None:
-        self._events.say(message, phase=self._phase)
+        self._events.say(message, phase=self._phase, passing=True)
 
 
 class _Watch(StoppingCriteria):

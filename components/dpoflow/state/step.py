@@ -37,6 +37,10 @@ from dpoflow.state.events import Events
 from dpoflow.state.lifeline import tie_to_runner
 
 RUN_DIR = "DPOFLOW_RUN_DIR"
+
+RETRIES = 2
+"""How often a pipeline begins a task again that failed and may yet succeed."""
+
 Config = TypeVar("Config", bound=Contract)
 Result = TypeVar("Result", bound=Contract)
 
@@ -47,6 +51,8 @@ class TaskRecord(Contract):
     name: str
     state: TaskState
     started: float
+    attempt: int = 1
+    """Of this run of the pipeline, which tries a task again."""
     ended: float | None = None
     reused: bool = False
     state_dir: str = ""
@@ -104,7 +110,7 @@ class StepState:
             for name in record["outputs"]:
                 manifest.verify(self.output(name))
         except DataRejected as damage:
-            self.events.say(f"computing again: {damage}")
+            self.events.say(f"computing again: {damage}", passing=True)
             return None
         return record
 
@@ -175,10 +181,13 @@ class Task:
         if self._path is not None:
             files.write_text(self._path, self._record.model_dump_json(indent=1))
 
-    def _earlier_error(self) -> DpoflowError | None:
+    def _earlier(self) -> TaskRecord | None:
         if self._path is None or not self._path.exists():
             return None
-        record = TaskRecord.model_validate_json(self._path.read_text("utf-8"))
+        return TaskRecord.model_validate_json(self._path.read_text("utf-8"))
+
+    @staticmethod
+    def _hopeless(record: TaskRecord) -> DpoflowError | None:
         kind = BY_NAME.get(record.error_type or "")
         if record.state != "FAILED" or kind is None or kind is ServiceUnavailable:
             return None
@@ -187,12 +196,12 @@ class Task:
     def begin(self) -> None:
         """Tie the process to its runner, and end a retry that cannot help."""
         tie_to_runner()
-        earlier = self._earlier_error()
-        if earlier is not None:
+        earlier = self._earlier()
+        if earlier is not None and (error := self._hopeless(earlier)) is not None:
             log = sys.stdout  # what a task prints is its log
-            log.write(f"not tried again: {type(earlier).__name__}: {earlier}\n")
-            sys.exit(earlier.exit_code)
-        self._write()
+            log.write(f"not tried again: {type(error).__name__}: {error}\n")
+            sys.exit(error.exit_code)
+        self._write(attempt=1 if earlier is None else earlier.attempt + 1)
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:

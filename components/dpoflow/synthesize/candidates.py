@@ -109,7 +109,7 @@ def _policy(
     repeated = [
         prompt for prompt, number in zip(turns, numbers, strict=True) for _ in range(number)
     ]
-    state.events.say(f"{writer.name}: sampling {len(repeated)} candidates")
+    state.events.say(f"{writer.name}: sampling {len(repeated)} candidates", passing=True)
     answers = iter(
         generate(
             policy,

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyarrow.parquet import ParquetFile
+
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.pairs import (
     Label,
@@ -75,7 +77,9 @@ def run(
     """Sample, judge, pair. Switched off, it yields no pair and loads nothing."""
     if not config.enabled:
         write_parquet([], PreferencePair, pairs / "pairs.parquet")
-        state.events.say("switched off in the spec: no pair is made")
+        waiting = ParquetFile(prompts / "prompts.parquet").metadata.num_rows
+        hint = f" of {waiting:,} prompts; set synthesize.enabled and synthesize.judge to make some"
+        state.events.say("switched off in the spec: no pair is made" + hint * bool(waiting))
         return SynthesizeResult(num_prompts=0, num_candidates=0, num_pairs=0, not_pairs={})
     asked = wanted(
         config,
@@ -127,6 +131,11 @@ async def _run(
     assert sum(bool(each.pairs) for each in judged) + sum(result.not_pairs.values()) == len(asked)
     for sentence in _told(result):
         state.events.say(sentence)
+    if asked and not left:
+        state.events.say(
+            f"no pair was made; each candidate and comparison stands in {pairs}. More candidates, "
+            "a higher temperature or a lower min_margin may make some"
+        )
     return result
 
 
@@ -176,8 +185,15 @@ def _told(result: SynthesizeResult) -> Iterator[str]:
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
 
-    none = f" ({listed(result.not_pairs)})" if result.not_pairs else ""
-    yield f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts{none}"
+    none = f" (no pair: {listed(result.not_pairs)})" if result.not_pairs else ""
+    yield (
+        f"{result.num_pairs:,} pairs from {result.num_prompts:,} prompts and "
+        f"{result.num_candidates:,} candidates{none}"
+    )
+    if result.left_out:
+        yield f"left out for balance_length: {result.left_out:,} pairs"
+    if result.set_aside:
+        yield f"candidates set aside before judging: {listed(result.set_aside)}"
     if result.missing:
         yield f"candidates that could not be had: {listed(result.missing)}"
     if result.outcomes.keys() - {"preferred"}:

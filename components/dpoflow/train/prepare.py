@@ -1,7 +1,8 @@
 """The model as it is trained, and the pairs as it sees them.
 
 Reads   a loaded model and tokenizer, the train section of the spec, pairs
-Gives   `prepared` (adapters, no dropout, activation checkpointing), `encode`, `watched`
+Gives   `prepared` (adapters, no dropout, activation checkpointing), `encode`, `watched`,
+        `most_tokens`
 Not     the training itself (work.py)
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Rating, read_parquet
@@ -96,16 +97,21 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
         ) from None
 
 
-def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) -> int:
+def most_tokens(model: PretrainedConfig, config: TrainConfig) -> int:
     """Tokens that a prompt and an answer may have: as the spec says, if the model can read that."""
-    reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if reads is None or config.max_tokens <= reads:
-        return config.max_tokens
-    events.say(
-        f"the model reads {reads} tokens at most: train.max_tokens {config.max_tokens} is taken "
-        "for that"
-    )
-    return int(reads)
+    reads = getattr(model.get_text_config(), "max_position_embeddings", None)
+    return config.max_tokens if reads is None else min(config.max_tokens, int(reads))
+
+
+def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) -> int:
+    """The same, and a word about it where it is not what the spec says."""
+    most = most_tokens(model.config, config)
+    if most < config.max_tokens:
+        events.say(
+            f"the model reads {most} tokens at most: train.max_tokens {config.max_tokens} is taken "
+            "for that"
+        )
+    return most
 
 
 def encode(

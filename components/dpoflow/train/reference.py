@@ -86,9 +86,11 @@ def _kept(path: Path, events: Events) -> Tensor | None:
     try:
         flat = load_file(path)["logps"]
     except (SafetensorError, KeyError) as error:
-        events.say(f"{path} is damaged ({error}): asking the reference again", phase="reference")
+        told = f"{path} is damaged ({error}): asking the reference again"
+        events.say(told, phase="reference", passing=True)
         return None
-    events.say(f"reference log-probabilities {path.stem[:12]} are there", phase="reference")
+    told = f"reference log-probabilities {path.stem[:12]} are there"
+    events.say(told, phase="reference", passing=True)
     return flat
 
 

@@ -20,7 +20,7 @@ from dpoflow.contracts import manifest
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.results import TrainResult
 from dpoflow.contracts.spec import TrainConfig
-from dpoflow.state.events import Events, read_events
+from dpoflow.state.events import Events, read_events, seconds_text
 from dpoflow.state.step import StepState
 from dpoflow.train.alarms import alarms_of
 from dpoflow.train.launch import launch
@@ -45,15 +45,29 @@ def run(
         outcome = finished(job)
     assert outcome is not None, "training ended without an outcome"
     figures = _figures(state)
+    state.events.say(_told(outcome, dict(figures)), phase="training")
     alarms = alarms_of(figures)
     _report(figures, alarms, report)
     return _export(job, outcome, alarms, policy, state.events)
 
 
+def _told(outcome: Outcome, figures: dict[int, dict[str, float]]) -> str:
+    """The training in a sentence; held-out pairs as the weights that are kept see them."""
+    last = outcome.num_updates if outcome.best_update is None else outcome.best_update
+    watched = figures.get(last, {}).get("heldout/reward_accuracy")
+    many = len(outcome.heldout_ids)
+    held_out = "" if watched is None else f", in {watched:.0%} of {many:,} held out"
+    return (
+        f"{outcome.num_updates:,} updates on {len(outcome.pair_ids):,} pairs in "
+        f"{seconds_text(outcome.seconds)}: loss {outcome.first_loss:.3f} → {outcome.last_loss:.3f};"
+        f" chosen is preferred in {outcome.accuracy:.0%} of the pairs{held_out}"
+    )
+
+
 def _export(
     job: Job, outcome: Outcome, alarms: Sequence[str], policy: Path, events: Events
 ) -> TrainResult:
-    events.say("writing the policy", phase="writing")
+    events.say("writing the policy", phase="writing", passing=True)
     _write_weights(job, policy)
     _copy_words(job.init, policy)
     facts = {

@@ -141,9 +141,13 @@ class _Watch:
             found = None
         if found is not None:
             self._cluster.adopt(self._name)
-            self._events.say(f"going on with TrainJob {self._name} of an earlier attempt")
+            self._events.say(
+                f"going on with TrainJob {self._name} of an earlier attempt", passing=True
+            )
         elif self._cluster.create(manifest(self._job, self._path)):
-            self._events.say(f"TrainJob {self._name} created in {self._cluster.namespace}")
+            self._events.say(
+                f"TrainJob {self._name} created in {self._cluster.namespace}", passing=True
+            )
 
     def _await(self) -> None:
         knobs, began = self._job.config.trainjob, time.monotonic()
@@ -159,7 +163,7 @@ class _Watch:
                 raise self._lost(f"ended as {_condition(found, 'Failed')}")
             if state == "running" and started is None:
                 started = now
-                self._events.say(f"TrainJob {self._name} has its pods")
+                self._events.say(f"TrainJob {self._name} has its pods", passing=True)
             if started is None and now - began > knobs.queue_timeout_s:
                 raise self._lost(
                     f"found no place in {knobs.queue_timeout_s} s (train.trainjob.queue_timeout_s)"

@@ -30,7 +30,7 @@ from dpoflow.policy.dtype import choose, name_of
 from dpoflow.policy.layout import Group, Groups
 from dpoflow.policy.logprobs import Scorer, check_head, choose_layout
 from dpoflow.policy.tokenise import EncodedPairs
-from dpoflow.state.events import Events
+from dpoflow.state.events import Events, read_events
 from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.step import StepState
 from dpoflow.train import checkpoint, processes
@@ -92,7 +92,7 @@ class _Work:
         """From files to trained weights."""
         config, many = self._config, processes.size()
         among = f", {many} processes" if many > 1 else ""
-        self._events.say(f"training on {self._device.type}{among}")
+        self._events.say(f"training on {self._device.type}{among}", passing=True)
         torch.manual_seed(config.seed)
         start, tokenizer = self._load(self._job.init)
         self._longest = longest_pair(start, config, self._events)
@@ -137,7 +137,7 @@ class _Work:
                 starts_at_reference=self._starts_at_reference,
                 preemption=self._preemption,
             )
-            self._train(trainer)
+            self._train(trainer, len(updates))
         self._keep(trainer, learnt, kept_out, dropped)
 
     def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -205,20 +205,33 @@ class _Work:
         others = strangers(groups, learnt, self._config.seed, longest=self._longest)
         return Examples(ids, groups, ask(groups, batches), others, ask(others, batches))
 
-    def _train(self, trainer: DpoTrainer) -> None:
+    def _train(self, trainer: DpoTrainer, total: int) -> None:
         """From the newest checkpoint on, to the last update, the best look or a SIGTERM."""
         folder = self._state.work / "checkpoints"
         earlier = checkpoint.newest(folder, self._config.model_dump(mode="json"))
         if earlier is not None:
             where = earlier.name.replace("-", " ")
-            self._events.say(f"continuing after {where}", phase="training")
+            told = f"continuing after {where} of {total}"
+            self._events.say(told, phase="training", passing=True)
+        elif lost := self._lost():
+            self._events.say(
+                f"an earlier attempt came to update {lost} and left no checkpoint "
+                f"(train.save_steps {self._config.save_steps}): from the start",
+                phase="training",
+                passing=True,
+            )
         trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
-        done, total = trainer.state.global_step, trainer.state.max_steps
+        done = trainer.state.global_step
         if done < total and not trainer.stopped_early:
             raise ServiceUnavailable(
                 f"stopped by SIGTERM after update {done} of {total}, which is kept; "
                 "the same command goes on from there"
             )
+
+    def _lost(self) -> int:
+        """The last update that an earlier attempt told of."""
+        events, _ = read_events(self._state.folder / "events.jsonl")
+        return max((event.done for event in events if event.phase == "training"), default=0)
 
     def _keep(
         self,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpoflow.contracts.pairs import Item, PreferencePair, Rating
-from dpoflow.validate.near import plain
+from dpoflow.validate.plain import plain
 
 GRAM = 13
 _WORD = re.compile(r"\w+")

@@ -1,7 +1,7 @@
 """Prompts that are nearly the same: MinHash (Broder 1997), looked up band by band.
 
 Reads   texts of prompts
-Gives   `plain`, `bands_of` (one prompt's keys), `alike` (whether two are near), `clusters`
+Gives   `bands_of` (one prompt's keys), `alike` (whether two are near), `clusters`
 Not     which side a cluster is on: see split.py
 
 Two prompts are near when the sets of their runs of five characters, case and blanks aside, have a
@@ -13,7 +13,6 @@ other numbers in them are never near: who knows 23 + 45 does not know 23 + 46.
 
 import functools
 import re
-import unicodedata
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -27,11 +26,6 @@ _RUN = 5
 _NUMBER = re.compile(r"\d+")
 _HEADS = 8
 """Prompts of one key that a further one is compared with; more of one key is one template."""
-
-
-def plain(text: str) -> str:
-    """`text` without its case, blanks and Unicode spelling."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _runs(text: str) -> set[str]:
