@@ -230,7 +230,7 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
     """Seconds of one processor for all rows, by check."""
     from tokenizers import Tokenizer
 
-    from dpoflow.contracts.pairs import Prompt, Source
+    from dpoflow.contracts.pairs import Source
     from dpoflow.policy.answers import refuses
     from dpoflow.sources.files import read_rows
     from dpoflow.sources.formats import registry
@@ -245,12 +245,7 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
     where = Source(dataset="d", row="1")
     held = Evaluations()
     for question in _questions():
-        held.add(
-            Prompt.model_validate(
-                {"prompt": [{"role": "user", "content": question}], "source": where}
-            ),
-            "questions",
-        )
+        held.add({"prompt": question}, "questions")
     overlap = Overlap(held)
     read = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -214,8 +214,28 @@ def test_a_short_question_is_found_where_it_is_asked_again(workshop: Workshop) -
 
 
 def test_a_set_that_cannot_be_read_stops_the_run(workshop: Workshop) -> None:
-    with pytest.raises(DataRejected, match=r"eval\.jsonl:2 of the evaluation set"):
+    with pytest.raises(DataRejected, match=r"eval\.jsonl:2 of the evaluation set.*asks nothing"):
         workshop.run({"eval.jsonl": [{"prompt": "a"}, {"prompt": 3}], "x.jsonl": rows(5)})
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"question_id": 1, "category": "writing", "turns": ["Who was first?", "And who last?"]},
+        {"id": "v2", "prompt": "Who was first?", "type": "x", "note": "And who last?"},
+        {"messages": [{"role": "user", "content": "Who was first?"}], "label": 1},
+        {"instruction": "Who was first?", "output_1": "a", "output_2": "b"},
+    ],
+)
+def test_a_published_set_protects_its_questions_whatever_its_layout(
+    workshop: Workshop, made: dict[str, Any]
+) -> None:
+    """MT-Bench's, XSTest's, chats', LLMBar's."""
+    seen = workshop.run(
+        {"eval.jsonl": [made], "x.jsonl": [*rows(5), row("who was first"), row("writing")]}
+    )
+
+    assert seen.codes == {"x.jsonl:6": "contaminated"}
 
 
 @settings(max_examples=40, deadline=None)

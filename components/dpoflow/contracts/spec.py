@@ -207,7 +207,7 @@ class DataConfig(ValidateConfig):
     `models:/NAME/VERSION` for the pairs that a version was trained on."""
     evaluation_sets: tuple[SourceConfig, ...] = ()
     """Questions that must stay unseen: a row that quotes one is quarantined as contaminated. A set
-    of which one row cannot be read stops the run."""
+    with a row that asks nothing stops the run."""
     max_download_gb: float = Field(64, gt=0)
     """A file of s3:// or https:// that is larger is refused, in GiB."""
 

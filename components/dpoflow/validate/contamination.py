@@ -1,6 +1,6 @@
 """Whether a text was taken from an evaluation set: the same question, or thirteen words in a row.
 
-Reads   prompts of evaluation sets, texts of pairs
+Reads   rows of evaluation sets, texts of pairs
 Gives   `Evaluations` (what the sets hold), `Overlap` (finds it again)
 Not     what is held out of one's own data: see split.py
 
@@ -10,7 +10,7 @@ such as a licence or a template, is an overlap too: the row is out, and the repo
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,10 @@ from dpoflow.validate.plain import plain
 GRAM = 13
 _WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_QUESTIONS = frozenset(
+    "prompt question questions instruction input query text turns content value goal".split()
+)
+"""How fields with questions are called in published sets, in messages and in ours."""
 _BETWEEN = ""
 """Stands between two texts; no word equals it, so that no run of words crosses it."""
 
@@ -37,16 +41,36 @@ class Evaluations:
     """Questions and runs of words to the evaluation set they are of."""
 
     questions: dict[str, str] = field(default_factory=dict)
-    """The last turn, as words with one blank between them, to its set."""
+    """As words with one blank between them."""
     grams: dict[tuple[str, ...], str] = field(default_factory=dict)
 
-    def add(self, item: Item, name: str) -> None:
-        """What the set `name` asks, and the answers it gives."""
-        self.questions.setdefault(" ".join(words(item.prompt[-1].content)), name)
-        for text in turns_of(item):
+    def add(self, row: Mapping[str, Any], name: str) -> bool:
+        """Everything that a row of the set `name` says; False if it asks nothing.
+
+        Whatever its layout: questions are texts under a name that questions have, runs of words
+        are of every text.
+        """
+        asks = False
+        for key, text in _texts(row, ""):
             told = words(text)
+            if key in _QUESTIONS and told:
+                self.questions.setdefault(" ".join(told), name)
+                asks = True
             for at in range(len(told) - GRAM + 1):
                 self.grams.setdefault(tuple(told[at : at + GRAM]), name)
+        return asks
+
+
+def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """Every text in a row, with the name of the field that holds it."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, str(name))
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts(inner, key)
 
 
 def turns_of(item: Item) -> list[str]:

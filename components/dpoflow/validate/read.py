@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.contracts.pairs import Source
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.formats import registry
@@ -59,7 +58,7 @@ def read_into(
     pinned = read_pinned(data)
     for each in pinned:
         if each.role == "evaluation":
-            facts.append(_FileReader(data, each, config, events).learn(evaluations))
+            facts.append(_learn(evaluations, data, each, config, events))
     with Crew(config, tokenizer_of(model, config), evaluations) as crew:
         for each in pinned:
             if each.role != "evaluation":
@@ -74,17 +73,9 @@ class _FileReader:
     """One file's rows, counted as they pass."""
 
     def __init__(self, data: Path, pinned: Pinned, config: ValidateConfig, events: Events) -> None:
-        rows = read_rows(
-            data / FILES / pinned.sha256,
-            pinned.name,
-            max_line_mb=config.max_line_mb,
-            max_unpacked_gb=config.max_unpacked_gb,
-        )
-        self._form, self._rows = _format_of(pinned, rows)
+        self._form, self._rows = _format_of(pinned, _rows(data, pinned, config))
         self._pinned, self._events = pinned, events
-        self.facts = FileFacts(
-            pinned.source, pinned.name, self._form.name, pinned.licence, pinned.sha256, pinned.role
-        )
+        self.facts = _facts(pinned, self._form.name)
 
     def batches(self) -> Iterator[Batch]:
         """Its rows, some at a time."""
@@ -98,21 +89,6 @@ class _FileReader:
         if some:
             yield Batch(self._pinned, self._form.name, some)
 
-    def learn(self, evaluations: Evaluations) -> FileFacts:
-        """Take the rows for an evaluation set. A set that is known in part protects nobody."""
-        for row_id, row in self._counted():
-            where = Source(dataset=self._pinned.source, row=row_id)
-            try:
-                item = registry.convert(row, self._form, where)
-            except Quarantine as refusal:
-                raise DataRejected(
-                    f"{excerpt.plain(row_id)} of the evaluation set {self._pinned.source} cannot "
-                    f"be read ({excerpt.plain(str(refusal))}), so nothing can be held against it; "
-                    "mend the row, or take the set out of data.evaluation_sets"
-                ) from None
-            evaluations.add(item, self._pinned.source)
-        return self.facts
-
     def _counted(self) -> Iterator[tuple[str, Raw]]:
         facts, form = self.facts, self._form
         shown = f"read {excerpt.plain(self._pinned.name)}"
@@ -122,6 +98,37 @@ class _FileReader:
                 used = form.reads.union(form.also_reads(row))
                 facts.fields_not_used |= {excerpt.plain(key) for key in row.keys() - used}
             yield row_id, row
+
+
+def _learn(
+    evaluations: Evaluations, data: Path, pinned: Pinned, config: ValidateConfig, events: Events
+) -> FileFacts:
+    """Take an evaluation set in. One that is known in part protects nobody."""
+    facts = _facts(pinned, "any")
+    shown = f"read {excerpt.plain(pinned.name)}"
+    for row_id, row in events.track(_rows(data, pinned, config), shown):
+        facts.num_rows += 1
+        if isinstance(row, Quarantine) or not evaluations.add(row, pinned.source):
+            why = row if isinstance(row, Quarantine) else f"fields: {', '.join(row)}"
+            raise DataRejected(
+                f"{excerpt.plain(row_id)} of the evaluation set {pinned.source} asks nothing that "
+                f"could be found ({excerpt.plain(str(why))}); call the question prompt, or take "
+                "the set out of data.evaluation_sets"
+            )
+    return facts
+
+
+def _rows(data: Path, pinned: Pinned, config: ValidateConfig) -> Iterator[tuple[str, Raw]]:
+    return read_rows(
+        data / FILES / pinned.sha256,
+        pinned.name,
+        max_line_mb=config.max_line_mb,
+        max_unpacked_gb=config.max_unpacked_gb,
+    )
+
+
+def _facts(pinned: Pinned, form: str) -> FileFacts:
+    return FileFacts(pinned.source, pinned.name, form, pinned.licence, pinned.sha256, pinned.role)
 
 
 def _num_chars(row: Raw) -> int:
