@@ -62,8 +62,13 @@ def show_files(console: Console, home: Path, summary: RunSummary) -> None:
     for name, record in sorted(records.items(), key=lambda item: item[1].started):
         folders = (find(home, digest) for digest in record.outputs.values())
         for page in sorted(path for each in folders if each for path in each.glob("*.html")):
-            console.print(f"{name} page: {_short(page)}", markup=False, highlight=False)
-    console.print(f"summary: {_short(home / 'summary.json')}", markup=False, highlight=False)
+            _print_path(console, f"{name} page", page)
+    _print_path(console, "summary", home / "summary.json")
+
+
+def _print_path(console: Console, what: str, path: Path) -> None:
+    # Not wrapped: a path that is cut in two cannot be clicked or copied.
+    console.print(f"{what}: {_short(path)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_verdict(console: Console, home: Path, summary: RunSummary | None = None) -> None:
