@@ -37,7 +37,7 @@ class Step:
 
 STEPS = {
     "snapshot": Step(
-        "dpoflow.snapshot.step:run", spec.SnapshotConfig, results.SnapshotResult, (), ()
+        "dpoflow.snapshot.step:run", spec.SnapshotConfig, results.SnapshotResult, (), ("origins",)
     ),
     "validate": Step(
         "dpoflow.validate.step:run",

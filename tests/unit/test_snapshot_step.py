@@ -1,5 +1,6 @@
 """Snapshot: the digest is of the content alone, and what is pinned is whole or not there."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -101,6 +102,28 @@ def test_where_the_data_lies_does_not_matter_and_stands_nowhere(
     assert before == after
     for page in ("sources.json", "manifest.json"):
         assert str(files) not in (Path(after.data_uri) / page).read_text()
+
+
+def test_where_each_file_came_from_is_told_beside_the_content(
+    state: StepState, files: Path, maker: Maker, tmp_path: Path
+) -> None:
+    os.utime(files / "a.jsonl", (0, 86_400))
+    sources = (source(files / "a.jsonl", "feedback"), source(files / "b.jsonl"))
+    config = SnapshotConfig(sources=sources, model=str(files / "model"))
+
+    found = step.run(config, state=state, origins=tmp_path)
+
+    first, second = json.loads((tmp_path / "origins.json").read_text())
+    assert first == {
+        "uri": str(files / "a.jsonl"),
+        "modified": "1970-01-02T00:00:00+00:00",
+        "source": "feedback",
+        "name": "a.jsonl",
+        "role": "new",
+        "num_bytes": len(ROW),
+        "sha256": hashlib.sha256(ROW.encode()).hexdigest(),
+    }
+    assert (Path(found.data_uri) / "files" / second["sha256"]).is_file()
 
 
 @pytest.mark.parametrize("change", ["byte", "name", "licence", "format", "more"])

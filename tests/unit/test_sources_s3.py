@@ -70,7 +70,10 @@ def pin(uri: str, folder: Path, **more: Any) -> str:
         sources=(SourceConfig(uri=uri, name="feedback", **more),), model="unused"
     )
     events = Events(folder / "events.jsonl", "snapshot")
-    return data.pin(data.find(config, folder, events), folder / "data", events).digest
+    located = data.find(config, folder, events)
+    sealed = data.pin(located, folder / "data", events)
+    data.write_origins(located, folder / "data", folder / "origins.json")
+    return sealed.digest
 
 
 def fetch(uri: str, target: Path) -> str:
@@ -95,6 +98,9 @@ def test_a_prefix_is_pinned_under_the_same_digest_as_a_folder_of_the_same_files(
         "a.jsonl",
         "deep/b.jsonl",
     ]
+    origin, _ = json.loads((tmp_path / "far" / "origins.json").read_text())
+    assert origin["uri"] == f"s3://{BUCKET}/same/a.jsonl"
+    assert origin["version"].strip('"') == hashlib.md5(rows(5), usedforsecurity=False).hexdigest()
     server.put("same/a.jsonl", rows(5).replace(b"q0", b"q9"))
     assert pin(f"s3://{BUCKET}/same", tmp_path / "changed") != far
 

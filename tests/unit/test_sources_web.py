@@ -58,7 +58,10 @@ def pin(folder: Path, uri: str, **more: Any) -> str:
     source = SourceConfig(uri=uri, name="feedback", **more)
     config = SnapshotConfig(sources=(source,), model="unused", **knobs)
     events = Events(folder / "events.jsonl", "snapshot")
-    return data.pin(data.find(config, folder, events), folder / "data", events).digest
+    located = data.find(config, folder, events)
+    sealed = data.pin(located, folder / "data", events)
+    data.write_origins(located, folder / "data", folder / "origins.json")
+    return sealed.digest
 
 
 def look(uri: str, **knobs: Any) -> RemoteFile:

@@ -8,7 +8,7 @@ from dpoflow.images import CPU
 
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
-def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-type]
+def snapshot(config: str, state_root: str, origins: dsl.Output[dsl.Artifact]) -> NamedTuple(  # type: ignore[valid-type]
     "Pinned",
     [
         ("data_uri", str),
@@ -35,7 +35,14 @@ def snapshot(config: str, state_root: str) -> NamedTuple(  # type: ignore[valid-
     from dpoflow.snapshot.step import run
 
     knobs = SnapshotConfig.model_validate_json(config)
-    done = task.execute(run, knobs, root=state_root, kind=SnapshotResult, reuse=False)
+    done = task.execute(
+        run,
+        knobs,
+        root=state_root,
+        outputs={"origins": origins.path},
+        kind=SnapshotResult,
+        reuse=False,
+    )
 
     class Pinned(NamedTuple):
         data_uri: str

@@ -1,16 +1,18 @@
 """Pinning data: every file of every source copied under the sha256 of its bytes.
 
 Reads   the sources of the spec: files, folders, objects of a store
-Gives   `find` (what there is, before anything slow), `pin` (a sealed folder)
+Gives   `find` (what there is, before anything slow), `pin` (a sealed folder), `write_origins`
 Not     rows: a file is pinned as it is, and read by validate; the layout is sources/pinned.py
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dpoflow.contracts import manifest
@@ -19,7 +21,7 @@ from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
 from dpoflow.sources import remote
 from dpoflow.sources.downloads import Listed, RemoteFile, download
 from dpoflow.sources.files import DataFile, Found, data_files, local_path
-from dpoflow.sources.pinned import FILES, DataRole, Pinned, write_pinned
+from dpoflow.sources.pinned import FILES, DataRole, Pinned, read_pinned, write_pinned
 from dpoflow.state.events import Events
 from dpoflow.state.files import link
 from dpoflow.state.step import code_digest
@@ -86,6 +88,30 @@ def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manife
     ]
     write_pinned(pinned, folder)
     return manifest.seal(folder, "snapshot.data", parents={}, config={}, code=code_digest())
+
+
+def write_origins(located: list[Located], folder: Path, path: Path) -> None:
+    """Where each file of the sealed `folder` came from, and which state of it was taken.
+
+    Beside the content, not in it: the same data from elsewhere are the same data.
+    """
+    pinned = {(each.role, each.source, each.name): each for each in read_pinned(folder)}
+    kept = ((entry, pinned[entry.role, entry.source_name, entry.file.name]) for entry in located)
+    told = [
+        {
+            **_origin(entry.file),
+            **each.model_dump(include={"source", "name", "role", "num_bytes", "sha256"}),
+        }
+        for entry, each in kept
+    ]
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _origin(file: DataFile | RemoteFile) -> dict[str, str]:
+    if isinstance(file, RemoteFile):
+        return {"uri": file.uri, "version": file.version}
+    modified = datetime.fromtimestamp(file.path.stat().st_mtime, UTC)
+    return {"uri": str(file.path), "modified": modified.isoformat()}
 
 
 def _refuse_namesakes(located: list[Located]) -> None:

@@ -5,18 +5,24 @@ Gives   `run`: two folders named for their digests, in the content store all ste
 Not     rows (validate/), model internals (policy/)
 """
 
+from pathlib import Path
+
 from dpoflow.contracts.results import SnapshotResult
 from dpoflow.contracts.spec import SnapshotConfig
 from dpoflow.snapshot import content, data, model
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import StepState
 
+ORIGINS = "origins.json"
 
-def run(config: SnapshotConfig, *, state: StepState) -> SnapshotResult:
+
+def run(config: SnapshotConfig, *, state: StepState, origins: Path | None = None) -> SnapshotResult:
     """Pin data, then models: a wrong path should not cost a conversion of a model."""
     located = data.find(config, state.root, state.events)
     sealed = data.pin(located, state.work / "data", state.events)
     pinned = content.keep(state.work / "data", state.root, say=state.events.say)
+    if origins is not None:
+        data.write_origins(located, pinned, origins / ORIGINS)
     store = model.Store(state.root, state.work, state.events.say)
     base = model.pin(config.model, store)
     init = model.pin(config.init, store) if config.init not in (None, config.model) else base
