@@ -336,6 +336,7 @@ def test_a_sweep_is_one_run_that_asks_the_reference_once(
     assert {"train", "evaluate"} <= reused  # what the sweep printed goes on with that point
 
 
+@pytest.mark.full
 def test_a_champion_that_is_not_there_yet_is_the_configs_fault(job: SmallJob, home: Path) -> None:
     ended = job.run(home, "train.init=champion")
 

@@ -71,6 +71,7 @@ def test_chosen_answers_have_the_greater_reward_and_the_decision_names_the_model
     assert "was never held against people's labels" in ended.out + ended.err
 
 
+@pytest.mark.full
 def test_a_reward_model_is_qualified_like_any_judge(job: SmallJob, tmp_path: Path) -> None:
     labelled = tmp_path / "labelled.jsonl"
     rows = (

@@ -236,6 +236,7 @@ def test_where_the_end_is_unknown_a_whole_draft_is_known_to_be_whole(
     assert server.passed - before < MIB
 
 
+@pytest.mark.full
 def test_coming_as_far_as_before_may_take_longer_than_patience(
     server: WebServer, tmp_path: Path
 ) -> None:
@@ -249,6 +250,7 @@ def test_coming_as_far_as_before_may_take_longer_than_patience(
     assert time.monotonic() - began > 2 * 1.5
 
 
+@pytest.mark.full
 def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_path: Path) -> None:
     page = Page(BIG, ranges=False, cut_after=2 * MIB, always_cut=True)
     server.pages["/a.jsonl"] = page
@@ -351,6 +353,7 @@ def test_what_a_server_says_of_the_bytes_is_held_against_them(
     assert (tmp_path / "came").exists() is right
 
 
+@pytest.mark.full
 def test_a_length_that_is_too_great_is_never_reached(server: WebServer, tmp_path: Path) -> None:
     server.pages["/a.jsonl"] = Page(BIG, length=len(BIG) + 10, ranges=False)
     wanted = look(f"{server.url}/a.jsonl")

@@ -416,6 +416,7 @@ def test_a_half_written_checkpoint_is_ignored(job: Job) -> None:
     assert job.run(FAST, "one").policy_digest == whole.policy_digest
 
 
+@pytest.mark.full
 def test_a_checkpoint_that_does_not_fit_is_told_and_the_same_call_goes_on(tmp_path: Path) -> None:
     job = Job(tmp_path, tiny_pairs(24))
     whole = job.run(FAST, "whole")

@@ -168,6 +168,7 @@ def test_a_job_of_an_earlier_attempt_is_adopted(
     assert any("of an earlier attempt" in event.message for event in tried.events("cluster"))
 
 
+@pytest.mark.full
 def test_a_job_that_is_going_away_is_not_adopted_but_made_anew(
     tried: Tried, cluster: FakeCluster
 ) -> None:

@@ -109,11 +109,13 @@ def _slices(by_slice: Mapping[str, Mapping[str, int]], thin: int) -> Html:
 
 
 def _lengths(lengths: Mapping[str, Sequence[float]]) -> Html:
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(9, 2.8))
+    axis = figure.subplots(gridspec_kw={"left": 0.08, "right": 0.99, "bottom": 0.2, "top": 0.98})
     for name, colour in (("chosen", "#2f6fab"), ("rejected", "#c2571a")):
         axis.stairs(lengths[name], lengths["edges"], label=name, color=colour, linewidth=1.4)
     axis.set_xscale("log")
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter("{x:,.0f}")  # 1,000 for 10³, and without typesetting either
     axis.set_xlabel("characters")
     axis.set_ylabel("pairs")
     axis.grid(alpha=0.3)
