@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -509,3 +513,39 @@ def test_many_processes_say_what_one_says_in_the_same_order(
     assert len(alone) == 48
     assert looked_at(2) == alone
     assert [each["code"] for each in alone if "code" in each] == ["repeated_key"] * 12
+
+
+CHILD = """
+from itertools import count
+from tests.unit.test_validate_corpus import batches
+from dpoflow.contracts.spec import ValidateConfig
+from dpoflow.validate import crew
+from dpoflow.validate.contamination import Evaluations
+
+if __name__ == "__main__":
+    crew._processors = lambda: 2
+    with crew.Crew(ValidateConfig(), None, Evaluations()) as some:
+        for at, _ in enumerate(some.look_at(batches(10**9))):
+            print(at, flush=True)
+"""
+
+
+def test_no_process_outlives_a_step_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join(map(str, (root, root / "components", root / "pipelines")))
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == "0"
+        workers = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) >= 2
+    assert alive == []

@@ -5,13 +5,15 @@ measured, with kfp.local, SIGKILL of the runner leaves its child alive. Between 
 shell, so a signal on the parent's death (PR_SET_PDEATHSIG) would watch the wrong process.
 
 Reads   DPOFLOW_RUNNER_PID, set by the laptop backend
-Gives   `tie_to_runner`
+Gives   `tie_to_runner`; `tie_to_parent` for the processes that a step starts
 """
 
+import multiprocessing
 import os
 import select
 import signal
 import threading
+from multiprocessing.process import BaseProcess
 
 RUNNER_PID = "DPOFLOW_RUNNER_PID"
 
@@ -34,6 +36,18 @@ def tie_to_runner() -> None:
         _die()
     else:
         threading.Thread(target=_wait, args=(runner,), daemon=True).start()
+
+
+def tie_to_parent() -> None:
+    """Die the moment the process dies that `multiprocessing` started this one from."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "nobody started this process"
+    threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+
+
+def _outlive(parent: BaseProcess) -> None:
+    parent.join()
+    _die()
 
 
 def _wait(runner: int) -> None:

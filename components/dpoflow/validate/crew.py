@@ -17,7 +17,7 @@ from typing import Self
 
 from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.contracts.spec import ValidateConfig
-from dpoflow.state.lifeline import tie_to_runner
+from dpoflow.state.lifeline import tie_to_parent
 from dpoflow.validate.contamination import Evaluations
 from dpoflow.validate.row import Batch, Columns, Examiner
 
@@ -83,7 +83,7 @@ def _processors() -> int:
 
 def _begin(config: ValidateConfig, tokenizer: Path | None, evaluations: Evaluations) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each: the processors are taken
-    tie_to_runner()
+    tie_to_parent()
     _examiner.append(Examiner(config, tokenizer, evaluations))
 
 
