@@ -417,6 +417,20 @@ def test_a_synthetic_pair_is_checked_like_any_other(
     assert seen.result.counts.num_in == 11
 
 
+def test_merge_shows_no_address_neither_of_what_is_kept_nor_of_what_is_out(
+    workshop: Workshop,
+) -> None:
+    mail = "jane.doe@example.com"
+    workshop.run([row(f"question {n}", chosen=f"good {n}, ask {mail}") for n in range(20)])
+    twice = made(f"write to {mail}")
+
+    seen = workshop.merge([twice, twice, made("q", f"ask {mail}", f"ask {mail} ")])
+
+    assert sorted(line["reason"] for line in seen.quarantine) == ["duplicate", "identical"]
+    for path in (workshop.path / "report2").iterdir():
+        assert mail not in path.read_text("utf-8"), path.name
+
+
 def test_a_synthetic_heldout_pair_is_for_evaluation(workshop: Workshop) -> None:
     human = workshop.run({"c.jsonl": [{"prompt": f"question {n}", "gold": "g"} for n in range(30)]})
     secret = sides(human)["heldout"][0]

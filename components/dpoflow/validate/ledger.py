@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -35,6 +36,7 @@ from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
 from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, clusters
+from dpoflow.validate.private import personal_in, secrets_in
 from dpoflow.validate.split import asked
 
 if TYPE_CHECKING:
@@ -97,9 +99,9 @@ class Refused:
 class Ledger:
     """One table of rows; see the module."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, phone_region: str) -> None:
         path.unlink(missing_ok=True)  # what a killed attempt left
-        self._path = path
+        self._path, self._region = path, phone_region
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")  # a killed attempt starts over
         self._db.execute("PRAGMA synchronous = OFF")
@@ -287,10 +289,22 @@ class Ledger:
         """The first kept pairs by id that have nothing private in them."""
         query = (
             "SELECT body FROM rows WHERE code IS NULL AND kind = 'pair'"
-            " AND (excerpt IS NULL OR excerpt <> ?) ORDER BY id LIMIT ?"
+            " AND (excerpt IS NULL OR excerpt <> ?) ORDER BY id"
         )
-        found = self._db.execute(query, (excerpt.NOT_SHOWN, num))
-        return [PreferencePair.model_validate_json(body) for (body,) in found]
+        found = (body for (body,) in self._db.execute(query, (excerpt.NOT_SHOWN,)))
+        shown = islice((body for body in found if not self._is_private(body)), num)
+        return [PreferencePair.model_validate_json(body) for body in shown]
+
+    def _is_private(self, text: str) -> bool:
+        """Looked at once more where a text is about to be shown: merge brings rows of its own."""
+        return bool(secrets_in(text) or personal_in(text, self._region))
+
+    def _refused(self, found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused:
+        dataset, row, code, detail, glimpse, kind, body = found
+        if glimpse is None:
+            private = self._is_private(body)
+            glimpse = excerpt.NOT_SHOWN if private else excerpt.of_item(_item(kind, body))
+        return Refused(dataset, excerpt.plain(row), code, excerpt.plain(detail), glimpse)
 
     def heldout_prompts(self) -> Iterator[Prompt]:
         """Every held-out prompt once: as its own row says, else as a pair or a rating asks it."""
@@ -314,7 +328,7 @@ class Ledger:
             "SELECT dataset, row, code, coalesce(detail, ''), excerpt, kind, body FROM rows"
             " WHERE code IS NOT NULL ORDER BY seq"
         )
-        yield from map(_refused, self._db.execute(query))
+        yield from map(self._refused, self._db.execute(query))
 
     def examples(self, each: int) -> Iterator[Refused]:
         """The first rows of every reason."""
@@ -323,7 +337,7 @@ class Ledger:
             " row_number() OVER (PARTITION BY code ORDER BY seq) AS nth FROM rows"
             " WHERE code IS NOT NULL) WHERE nth <= ? ORDER BY seq"
         )
-        yield from map(_refused, self._db.execute(query, (each,)))
+        yield from map(self._refused, self._db.execute(query, (each,)))
 
     def first_of(self, code: str) -> str:
         """The first row that got `code`."""
@@ -486,16 +500,6 @@ def quality_columns(quality: Quality) -> dict[str, Any]:
     """What an earlier run of validate measured, as columns."""
     told = quality.model_dump()
     return told | {"findings": json.dumps(told["findings"]) if told["findings"] else None}
-
-
-def _refused(found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused:
-    dataset, row, code, detail, glimpse, kind, body = found
-    shown = _glimpse(kind, body) if glimpse is None else glimpse
-    return Refused(dataset, excerpt.plain(row), code, excerpt.plain(detail), shown)
-
-
-def _glimpse(kind: Kind, body: str) -> str:
-    return excerpt.of_item(_item(kind, body))
 
 
 def _item(kind: Kind, body: str) -> Item:

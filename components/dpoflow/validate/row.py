@@ -186,7 +186,7 @@ def row_columns(item: Item, where: Source, *, seed: int, origin: str) -> Columns
 
 
 def refused(
-    where: Source, code: Code, detail: str, glimpse: str, kind: str | None = None
+    where: Source, code: Code, detail: str, glimpse: str | None, kind: str | None = None
 ) -> Columns:
     """The columns of a row that never became a pair or a prompt."""
     return {

@@ -27,7 +27,6 @@ from dpoflow.state.step import StepState
 from dpoflow.validate import report as reports
 from dpoflow.validate.agreement import agreement_of
 from dpoflow.validate.checks import check
-from dpoflow.validate.excerpt import of_item
 from dpoflow.validate.ledger import Kind, Ledger, Origin, quality_columns
 from dpoflow.validate.limits import Limit, limits_of
 from dpoflow.validate.read import read_into
@@ -63,7 +62,7 @@ def run(
 
     `model` is the policy: its tokenizer counts tokens. Without it nothing does.
     """
-    with Ledger(state.work / "rows.sqlite") as ledger:
+    with Ledger(state.work / "rows.sqlite", config.phone_region) as ledger:
         files = read_into(ledger, data, model, config, state.events)
         ledger.index()
         ledger.draw_sides(config.near_similarity)
@@ -111,7 +110,7 @@ def merge(
     state: StepState,
 ) -> ValidateResult:
     """Join human and synthetic pairs; nothing that is held out may be trained on."""
-    with Ledger(state.work / "rows.sqlite") as ledger:
+    with Ledger(state.work / "rows.sqlite", config.phone_region) as ledger:
         asked = (
             each for each in read_parquet(prompts / PROMPTS, Prompt) if each.split == "heldout"
         )
@@ -211,7 +210,8 @@ def _made(pair: PreferencePair, config: ValidateConfig) -> Columns:
     try:
         check(pair, max_chars=config.max_chars)
     except Quarantine as refusal:
-        return refused(where, refusal.code, refusal.detail, of_item(pair), kind="pair")
+        item = pair.model_dump_json()  # its excerpt is made where it is shown
+        return {**refused(where, refusal.code, refusal.detail, None, kind="pair"), "body": item}
     # Named after what asked for it, but counted as what it is.
     return _known(pair, config, "synthetic") | {"dataset": where.dataset}
 
