@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 ARGS ?=
 PYTEST = $(PYTHON) -m pytest $(ARGS)
+# Two processes, since most tests hold one processor; one where a test is looked into: ARGS="-n 0 --pdb".
+IN_TWO = $(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
 help: ## This list
 	@echo "make VERB    (ARGS='…' goes to pytest: make test ARGS='-k gate -x')"
@@ -19,10 +21,10 @@ demo: setup ## The whole pipeline on this machine: facts in build/demo/summary.j
 	.venv/bin/dpoflow run pipelines/configs/demo.yaml --home build/demo --require promote
 
 test: setup ## What a change must pass, on CPU
-	$(PYTEST) -m "not full"
+	$(IN_TWO) -m "not full"
 
 test-full: setup ## Every test, and no test may skip
-	$(PYTEST) -p tests.no_skips
+	$(IN_TWO) -p tests.no_skips
 
 check: setup ## Lint, format, types and lock; rewrites nothing
 	$(PYTHON) -m ruff check .

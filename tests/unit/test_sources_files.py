@@ -411,6 +411,8 @@ def test_the_longest_line_allowed_is_as_long_as_the_knob_says(over: int, tmp_pat
         ("12", "not_an_object"),
         ('{"a": 1, "a": 2}', "repeated_key"),
         ('{"a": {"b": 1, "b": 1}}', "repeated_key"),
+        ('{"a": %s}' % ("[" * 64 + "]" * 64), "nested_too_deep"),
+        ('{"a": %s}' % ('{"b":' * 900 + "1" + "}" * 900), "nested_too_deep"),
     ],
 )
 def test_an_odd_row_is_handed_on_to_be_counted(
@@ -424,6 +426,13 @@ def test_an_odd_row_is_handed_on_to_be_counted(
     assert (first, last) == ({"o": 1}, {"o": 2})
     assert isinstance(odd, Quarantine)
     assert odd.code == code
+
+
+def test_depth_and_not_the_number_of_lists_is_too_much(tmp_path: Path) -> None:
+    row = {"wide": [[] for _ in range(900)], "deep": json.loads("[" * 63 + "]" * 63)}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+
+    assert rows_of(tmp_path / "x.jsonl") == [row]
 
 
 JSON = st.recursive(

@@ -386,6 +386,19 @@ def test_tokens_are_those_of_the_policys_tokenizer(workshop: Workshop, tmp_path:
     assert "expect_column_values_to_be_between(chosen_tokens)" in seen.result.expectations
 
 
+def test_a_tokenizer_that_is_cut_off_is_told_before_any_row_is_read(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "1.0", "model"')
+    workshop.write({"x.jsonl": rows(3)})
+
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json cannot be read .*fetch the model again"
+    ):
+        workshop.run_pinned(tmp_path / "model")
+
+
 def test_a_bound_in_tokens_needs_a_tokenizer(workshop: Workshop) -> None:
     with pytest.raises(ConfigError, match=r"max_answer_tokens need the model's tokenizer\.json"):
         workshop.run(rows(5), max_answer_tokens=5)

@@ -23,6 +23,9 @@ Raw = dict[str, Any] | Quarantine
 """A row, or why a row of a sound file cannot be one."""
 
 CHUNK = 1 << 16
+MAX_DEPTH = 64
+"""Lists and objects in each other. No layout needs more than ten; what goes on to look at a row
+goes as deep as the row does, and Python goes no deeper than a thousand."""
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _TAIL = 16
 """A JSON error this close to the end of what was read may only mean: read on."""
@@ -76,7 +79,8 @@ def _text(line: bytes, name: str, number: int) -> str:
 
 def _row(decoder: "_RowDecoder", text: str, name: str, number: int) -> Raw:
     try:
-        return decoder.row(*decoder.decode_at(text, 0, whole=True))
+        value, end = decoder.decode_at(text, 0, whole=True)
+        return decoder.row(value, text, 0, end)
     except json.JSONDecodeError as error:
         raise _broken(name, number, error.colno, error.msg) from None
     except _Refused as error:
@@ -119,12 +123,15 @@ class _RowDecoder:
         except ValueError:  # Python refuses integers of more than 4,300 digits
             raise _Refused("a number has thousands of digits") from None
 
-    def row(self, value: Any, _end: int) -> Raw:
-        """The decoded value as a row."""
+    def row(self, value: Any, text: str, start: int, end: int) -> Raw:
+        """The value that was decoded from `text[start:end]` as a row."""
         if not isinstance(value, dict):
             return Quarantine("not_an_object", f"a JSON {type(value).__name__}")
         if self._repeated is not None:
             return Quarantine("repeated_key", self._repeated)
+        num_opened = text.count("[", start, end) + text.count("{", start, end)  # at most so deep
+        if num_opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+            return Quarantine("nested_too_deep")
         return value
 
     def _object(self, items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,6 +151,17 @@ class _RowDecoder:
         if math.isinf(value):
             raise _Refused(f"{digits[:20]} is larger than a float can be")
         return value
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether a list or object stands in more than `most - 1` others."""
+    level = [value]
+    for _ in range(most):
+        each_inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [
+            inner for inners in each_inner for inner in inners if isinstance(inner, dict | list)
+        ]
+    return bool(level)
 
 
 class _Array:
@@ -192,8 +210,8 @@ class _Array:
                 self._fail(self._at, str(error))
             else:
                 if end < len(self._window) or self._ended:
-                    self._at = end
-                    return self._decoder.row(value, end)
+                    start, self._at = self._at, end
+                    return self._decoder.row(value, self._window, start, end)
             size = len(self._window) - self._at
             if size > self._limit:
                 raise DataRejected(

@@ -10,6 +10,7 @@ from typing import Literal
 Code = Literal[
     "not_an_object",
     "repeated_key",
+    "nested_too_deep",
     "ragged",
     "missing_field",
     "unknown_field",
@@ -55,6 +56,7 @@ REASONS: dict[Code, str] = {
     # the shape of a row: sources/
     "not_an_object": "the row is a list, a string or a number, not an object with fields",
     "repeated_key": "a key stands twice in one object, so one of its values would be lost",
+    "nested_too_deep": "lists and objects stand in each other, more than 64 of them",
     "ragged": "a CSV row has more or fewer values than its header has columns",
     "missing_field": "a field that the format needs is absent or null",
     "unknown_field": "a canonical row has a field that its schema does not know",

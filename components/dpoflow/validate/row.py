@@ -214,6 +214,12 @@ def tokenizer_of(model: Path | None, config: ValidateConfig) -> Path | None:
     """The file of the model's tokenizer, which does without transformers' seconds and memory."""
     path = model / _TOKENIZER if model is not None else None
     if path is not None and path.is_file():
+        try:
+            Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ConfigError(
+                f"the model's {_TOKENIZER} cannot be read ({error}); fetch the model again"
+            ) from None
         return path
     if config.max_prompt_tokens or config.max_answer_tokens:
         raise ConfigError(
