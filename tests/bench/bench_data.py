@@ -279,7 +279,8 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
         "encoding": each(is_damaged),
         "refusals": lambda: [refuses(row[1]) for row in texts],
         "contamination": lambda: [
-            overlap.of(texts[at : at + 1000]) for at in range(0, sample, 1000)
+            overlap.of([(row[:1], row[1:]) for row in texts[at : at + 1000]])
+            for at in range(0, sample, 1000)
         ],
     }
     seconds = {}

@@ -128,6 +128,15 @@ def test_what_shares_a_key_but_is_not_near_stays_apart() -> None:
     assert found.tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def test_twins_among_hundreds_of_one_template_meet(workshop: Workshop) -> None:
+    asked = "Please tell me all about the state of my order with the order number {}"
+    told = [f"{asked.format(10_000 + number)}{end}" for number in range(400) for end in "?!"]
+
+    seen = workshop.run([row(each.replace("!", ", please?")) for each in told])
+
+    assert seen.report["near"]["num_clusters"] == 400
+
+
 def test_near_prompts_are_on_one_side_and_an_old_heldout_one_stays(
     workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -175,6 +184,7 @@ def test_data_of_one_template_are_not_held_out_as_a_whole(workshop: Workshop) ->
 
     with pytest.raises(DataRejected, match="nearly the same"):
         workshop.run(data)
+    assert (workshop.path / "report" / "report.html").is_file()
 
     seen = workshop.run(data, near_similarity=1)
     assert {pair.split for pair in seen.pairs} == {"train", "heldout"}
@@ -242,6 +252,47 @@ def test_a_published_set_protects_its_questions_whatever_its_layout(
     assert seen.codes == {"x.jsonl:6": "contaminated"}
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"prompt": "What do we breathe?", "choices": {"text": ["Oxygen", "Good 3"]}},
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "Good 3"},
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "Good 3"}]},
+        {"prompt": "Good 3"},
+    ],
+)
+def test_an_answer_is_never_taken_for_a_question(workshop: Workshop, made: dict[str, Any]) -> None:
+    """ARC's choices; a short answer of a chat; an answer here that is a question there."""
+    seen = workshop.run({"eval.jsonl": [made], "x.jsonl": rows(5)})
+
+    assert seen.codes == {}
+
+
+def test_whoever_a_row_is_about_its_question_counts(workshop: Workshop) -> None:
+    made = {"role": "Linux terminal", "prompt": "List the files"}
+
+    seen = workshop.run({"eval.jsonl": [made], "x.jsonl": [*rows(5), row("list the files")]})
+
+    assert seen.codes == {"x.jsonl:6": "contaminated"}
+
+
+def test_a_question_without_blanks_between_its_words_is_found_inside_another(
+    workshop: Workshop,
+) -> None:
+    asked = "请解释为什么天空在晴朗的日子里看起来是蓝色的"
+
+    seen = workshop.run(
+        {"eval.jsonl": [{"prompt": asked}], "x.jsonl": [row(f"请回答 {asked}"), *rows(5)]}
+    )
+
+    assert seen.codes == {"x.jsonl:1": "contaminated"}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.lists(st.sampled_from("abc"), max_size=30), max_size=3), max_size=6))
 def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]]) -> None:
@@ -251,7 +302,7 @@ def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]
     held.grams = dict.fromkeys(grams, "set")
     planted = [*told, [["x"], secret[3:20]]]
 
-    found = Overlap(held).of([[" ".join(each) for each in texts] for texts in planted])
+    found = Overlap(held).of([([], [" ".join(each) for each in texts]) for texts in planted])
 
     expected = [
         any(tuple(each[at : at + GRAM]) in grams for each in texts for at in range(len(each)))
@@ -294,19 +345,57 @@ def test_a_secret_in_a_row_that_is_out_for_another_reason_is_not_shown(workshop:
     assert key not in (workshop.path / "report" / "quarantine.jsonl").read_text()
 
 
+@pytest.mark.parametrize("private", ["650-253-0000", "DE89 3704 0044 0532 0130 00"])
+def test_what_begins_a_line_is_hidden_too(workshop: Workshop, private: str) -> None:
+    workshop.run([*rows(5), row(f"Call or pay\n{private}", chosen="")])
+
+    for path in (workshop.path / "report").iterdir():
+        assert private not in path.read_text("utf-8"), path.name
+
+
+def test_no_detail_slice_or_annotator_tells_what_is_private(workshop: Workshop) -> None:
+    phone, mail, quoted = "650-253-0000", "jane.doe@example.com", text(5, 20)
+    votes = [{"annotator": name, "order": "unordered", "verdict": "chosen"} for name in (mail, "b")]
+    workshop.run(
+        {
+            "eval.jsonl": [{"prompt": f"{phone} {quoted}"}],
+            "x.jsonl": [
+                *rows(5),
+                row(f"Mine: {phone} {quoted}"),
+                {"prompt": [{"role": mail, "content": "x"}], "chosen": "a", "rejected": "b"},
+                row("of a slice", slice=f"of {mail}"),
+                row("seen by two", votes=votes),
+            ],
+        },
+        max_quarantined=1.0,
+    )
+
+    for path in (workshop.path / "report").iterdir():
+        shown = path.read_text("utf-8")
+        assert phone not in shown, path.name
+        assert mail not in shown, path.name
+
+
 @pytest.mark.parametrize(
     ("said", "kinds"),
     [
         ("write to jane.doe+x@example.co.uk today", {"mail"}),
         ("call (650) 253-0000", {"phone"}),  # a number that Google publishes
         ("call +44 20 7031 3000", {"phone"}),
+        (
+            "call 650 - 253 - 0000, 650\N{NON-BREAKING HYPHEN}253\N{NON-BREAKING HYPHEN}0000",
+            {"phone"},
+        ),
+        ("call (650)\N{NO-BREAK SPACE}253\N{EN DASH}0000", {"phone"}),
         ("pay with 4111 1111 1111 1111", {"card"}),  # Visa's test number
+        ("pay with 4111 1111 1111 1111.", {"card"}),
         ("pay with 4111 1111 1111 1112", set()),  # its check digit is wrong
         ("pay with 378282246310005", {"card"}),  # American Express's test number
         ("times 1646615806005 is 5336352000 + 62426244000", set()),
         ("to DE89 3704 0044 0532 0130 00", {"iban"}),  # the standard's example
         ("to DE89 3704 0044 0532 0130 01", set()),
         ("the server 8.8.8.8 answers", {"address"}),
+        ("the server is 8.8.8.8.", {"address"}),
         ("at home it is 192.168.0.1", set()),
         ("version 1.2.3.400", set()),
         ("in 2024 there were 1234567 of them, pi is 3.14159265358979", set()),
@@ -431,7 +520,7 @@ def voted(first: str, second: str, votes: dict[str, int]) -> PreferencePair:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), min_size=2), min_size=2))
 def test_kappas_are_scikit_learns(table: list[dict[str, int]]) -> None:
-    told = agreement_of(said(voted("x", "y", votes)) for votes in table)
+    told = agreement_of(lambda: (said(voted("x", "y", votes)) for votes in table))
 
     assert told is not None
     for each in told["cohen_kappas"]:
@@ -441,6 +530,24 @@ def test_kappas_are_scikit_learns(table: list[dict[str, int]]) -> None:
             assert each["kappa"] == pytest.approx(cohen_kappa_score(one, other))
         else:
             assert each["kappa"] is None
+
+
+def test_those_who_saw_the_answers_the_other_way_round_agree_all_the_same() -> None:
+    orders: Any = itertools.product(("chosen_first", "rejected_first"), repeat=2)
+    pairs = [
+        voted("x", "y", {"a": 1, "b": 1}).model_copy(
+            update={
+                "votes": tuple(
+                    Vote(annotator=name, order=order, verdict=verdict)
+                    for name, order in zip("ab", both, strict=True)
+                )
+            }
+        )
+        for both in orders
+        for verdict in ("chosen", "rejected")
+    ]
+
+    assert [len(set(said(pair).values())) for pair in pairs] == [1] * 8
 
 
 def test_fleiss_kappa_is_that_of_the_papers_table() -> None:
@@ -453,7 +560,7 @@ def test_fleiss_kappa_is_that_of_the_papers_table() -> None:
     # P_i: 1, 1, 1/3, 1, 1/2, 1/6; shares 10/24, 8/24, 6/24.
     seen, chance = (1 + 1 + 1 / 3 + 1 + 1 / 2 + 1 / 6) / 6, (100 + 64 + 36) / 576
 
-    told = agreement_of(votes)
+    told = agreement_of(lambda: votes)
 
     assert told is not None
     assert told["fleiss_kappa"] == pytest.approx((seen - chance) / (1 - chance))

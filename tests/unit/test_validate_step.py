@@ -23,6 +23,7 @@ from dpoflow.contracts.pairs import (
     Writer,
 )
 from dpoflow.contracts.spec import SourceConfig
+from dpoflow.validate.ledger import Ledger
 
 
 @pytest.fixture
@@ -431,6 +432,28 @@ def test_merge_shows_no_address_neither_of_what_is_kept_nor_of_what_is_out(
         assert mail not in path.read_text("utf-8"), path.name
 
 
+def test_a_tie_gives_way_to_a_preference_whichever_comes_first(workshop: Workshop) -> None:
+    tie = row("q", score_chosen=1, score_rejected=1)
+
+    for data in ([tie, row("q"), *rows(5)], [row("q"), tie, *rows(5)]):
+        seen = workshop.run(data)
+
+        assert list(seen.codes.values()) == ["duplicate"]
+        assert {pair.label for pair in seen.pairs} == {"preferred"}
+
+
+def test_copies_of_one_row_take_no_longer_than_other_rows(tmp_path: Path) -> None:
+    """Each looked up among all would be 900 million steps: the time of this test is out."""
+    with Ledger(tmp_path / "rows.sqlite", "US") as ledger:
+        ledger.add({"kind": "pair", "id": "same", "row": f"x:{at}"} for at in range(30_000))
+        ledger.index()
+        ledger.drop_duplicates()
+
+        counts = ledger.counts()
+
+    assert counts.quarantined == {"duplicate": 29_999}
+
+
 def test_a_synthetic_heldout_pair_is_for_evaluation(workshop: Workshop) -> None:
     human = workshop.run({"c.jsonl": [{"prompt": f"question {n}", "gold": "g"} for n in range(30)]})
     secret = sides(human)["heldout"][0]
@@ -538,17 +561,19 @@ def test_an_old_pair_is_never_held_out(workshop: Workshop) -> None:
     assert sides[False, "heldout"] > 5
 
 
-def test_an_old_pair_of_a_prompt_that_is_held_out_now_is_a_leak(workshop: Workshop) -> None:
-    again = [row(f"question {number}", "another answer") for number in range(40)]
+def test_nothing_near_an_old_pair_tests_the_policy(workshop: Workshop) -> None:
+    """It may have learnt the answer already."""
+    again = [row(f"question {number}!", "another answer") for number in range(20)]
 
     seen = workshop.run(
         {"new.jsonl": rows(40), "old.jsonl": again}, replay_per_new=1, heldout_fraction=0.5
     )
 
-    assert Counter(seen.codes.values())["leakage"] > 5
-    held_out = {pair.prompt for pair in seen.pairs if pair.split == "heldout"}
-    assert held_out
-    assert not held_out & {pair.prompt for pair in seen.pairs if pair.split == "train"}
+    leaks = Counter(seen.codes.values())["leakage"]
+    held_out = [int(p.prompt[0].content.split()[1]) for p in seen.pairs if p.split == "heldout"]
+    assert min(held_out) >= 20
+    assert leaks > 5
+    assert len(seen.pairs) == 60 - leaks
 
 
 # ---------------------------------------------------------------- the page for people

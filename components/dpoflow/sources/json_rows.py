@@ -157,10 +157,8 @@ def _is_deeper(value: Any, most: int) -> bool:
     """Whether a list or object stands in more than `most - 1` others."""
     level = [value]
     for _ in range(most):
-        each_inner = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [
-            inner for inners in each_inner for inner in inners if isinstance(inner, dict | list)
-        ]
+        held = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for some in held for inner in some if isinstance(inner, dict | list)]
     return bool(level)
 
 

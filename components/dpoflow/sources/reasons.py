@@ -97,7 +97,7 @@ REASONS: dict[Code, str] = {
     # the whole set: validate/ledger.py
     "duplicate": "the same row was already seen",
     "conflicting": "another row prefers these two answers the other way round, or turns the thumb",
-    "leakage": "a training pair asks what is held out for evaluation",
+    "leakage": "a training pair asks what is held out, or a held-out row is near an old pair",
     "not_preferred": "judged a tie, inconsistent or invalid: kept for audit, never trained on",
     "not_selected": "beyond data.max_pairs; nothing is wrong with it",
     "not_replayed": "an old pair beyond data.replay_per_new; nothing is wrong with it",

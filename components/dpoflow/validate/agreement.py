@@ -5,19 +5,19 @@ Gives   `said` (one row's votes), `agreement_of` (kappas, and on how many rows t
 Not     which answer wins: see sources/formats
 
 Cohen 1960 and Fleiss 1971, the latter with as many annotators a row as there are (two at least). A
-vote is for the first answer as it was shown, for the second, or a tie. Where everybody always says
-the same, chance explains all and kappa is not defined: None.
+vote is for the first answer as the first annotator was shown them, for the second, or a tie. Where
+everybody always says the same, chance explains all and kappa is not defined: None.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpoflow.contracts.pairs import PreferencePair, Vote
+from dpoflow.contracts.pairs import PreferencePair
 
 SAYS = ("first", "second", "tie")
 _MOST = 12
@@ -28,24 +28,25 @@ def said(pair: PreferencePair) -> dict[str, str]:
     """Annotator to what they said, for a pair with two or more votes of people."""
     if pair.provenance is not None or len(pair.votes) < 2:
         return {}
-    votes = {vote.annotator: _side(vote, pair) for vote in pair.votes if vote.verdict != "invalid"}
+    orders = [vote.order for vote in pair.votes if vote.order != "unordered"]
+    # Where nobody says in which, any order will do that does not hang on who won.
+    alphabetic = pair.chosen.content < pair.rejected.content
+    chosen_first = orders[0] == "chosen_first" if orders else alphabetic
+    votes = {
+        vote.annotator: "tie"
+        if vote.verdict == "tie"
+        else ("first" if (vote.verdict == "chosen") == chosen_first else "second")
+        for vote in pair.votes
+        if vote.verdict != "invalid"
+    }
     return votes if len(votes) > 1 else {}
 
 
-def _side(vote: Vote, pair: PreferencePair) -> str:
-    if vote.verdict == "tie":
-        return "tie"
-    if vote.order == "unordered":  # any order will do that does not hang on who won
-        chosen_first = pair.chosen.content < pair.rejected.content
-    else:
-        chosen_first = vote.order == "chosen_first"
-    return "first" if (vote.verdict == "chosen") == chosen_first else "second"
-
-
 class _Agreement:
-    """Counts rows as they come; memory grows with annotators, not with rows."""
+    """Counts rows as they come; of annotators it keeps their number of votes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: Collection[str]) -> None:
+        self._most = most
         self._tables: dict[tuple[str, str], NDArray[np.int64]] = {}
         self._votes = Counter[str]()
         self._rows, self._agreeing = 0, 0.0
@@ -59,7 +60,7 @@ class _Agreement:
         self._agreeing += float((counts * (counts - 1)).sum()) / (size * (size - 1))
         self._shares += counts
         self._votes.update(votes.keys())
-        for one, other in combinations(sorted(votes), 2):
+        for one, other in combinations(sorted(votes.keys() & self._most), 2):
             table = self._tables.setdefault((one, other), np.zeros((3, 3), np.int64))
             table[SAYS.index(votes[one]), SAYS.index(votes[other])] += 1
 
@@ -68,7 +69,6 @@ class _Agreement:
         if not self._rows:
             return None
         shares = self._shares / self._shares.sum()
-        most = {name for name, _ in self._votes.most_common(_MOST)}
         return {
             "num_rows": self._rows,
             "num_annotators": len(self._votes),
@@ -81,7 +81,6 @@ class _Agreement:
                     "kappa": cohen_kappa(table),
                 }
                 for (one, other), table in sorted(self._tables.items())
-                if {one, other} <= most
             ],
         }
 
@@ -96,9 +95,15 @@ def _beyond(seen: float, chance: float) -> float | None:
     return None if chance > 1 - 1e-12 else (seen - chance) / (1 - chance)
 
 
-def agreement_of(rows: Iterable[Mapping[str, str]]) -> dict[str, Any] | None:
-    """What the report says of all rows, each annotator to one of `SAYS`; None without any."""
-    agreement = _Agreement()
-    for row in rows:
+def agreement_of(rows: Callable[[], Iterable[Mapping[str, str]]]) -> dict[str, Any] | None:
+    """What the report says of all rows, each annotator to one of `SAYS`; None without any.
+
+    `rows` is asked twice, always for the same: first for who voted most.
+    """
+    num_votes = Counter[str]()
+    for row in rows():
+        num_votes.update(row.keys())
+    agreement = _Agreement({name for name, _ in num_votes.most_common(_MOST)})
+    for row in rows():
         agreement.add(row)
     return agreement.told()

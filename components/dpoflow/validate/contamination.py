@@ -5,6 +5,7 @@ Gives   `Evaluations` (what the sets hold), `Overlap` (finds it again)
 Not     what is held out of one's own data: see split.py
 
 Thirteen words in a row, case and punctuation aside, as for GPT-3 (Brown et al. 2020, appendix C).
+Where words have no blanks between them (Chinese, Japanese, Thai) each character counts as one.
 A question that is shorter is found only where it is asked again as a whole. What many sets quote,
 such as a licence or a template, is an overlap too: the row is out, and the report says of what.
 """
@@ -21,12 +22,20 @@ from dpoflow.contracts.pairs import Item, PreferencePair, Rating
 from dpoflow.validate.plain import plain
 
 GRAM = 13
-_WORD = re.compile(r"\w+")
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_ALONE += "\U00020000-\U0003ffff"
+"""Thai, Lao, Burmese, Khmer, kana and Han."""
+_WORD = re.compile(f"[{_ALONE}]|[^\\W{_ALONE}]+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_QUESTIONS = frozenset(
-    "prompt question questions instruction input query text turns content value goal".split()
+_QUESTIONS = frozenset("prompt question questions instruction input query turns goal".split())
+"""How fields with questions are called in published sets and in ours."""
+_TEXTS = frozenset({"text", "content", "value"})
+"""Fields that hold a question where they are the row's own, or in a user's turn."""
+_SPEAKERS = ("role", "from")
+_ASKS = dict.fromkeys(("user", "human", "prompter"), True) | dict.fromkeys(
+    ("assistant", "gpt", "chatgpt", "bot", "model", "system"), False
 )
-"""How fields with questions are called in published sets, in messages and in ours."""
+"""Whose turns are questions, by who speaks."""
 _BETWEEN = ""
 """Stands between two texts; no word equals it, so that no run of words crosses it."""
 
@@ -47,13 +56,13 @@ class Evaluations:
     def add(self, row: Mapping[str, Any], name: str) -> bool:
         """Everything that a row of the set `name` says; False if it asks nothing.
 
-        Whatever its layout: questions are texts under a name that questions have, runs of words
-        are of every text.
+        Whatever its layout: questions are texts under a name that questions have or of a user's
+        turn, runs of words are of every text.
         """
         asks = False
-        for key, text in _texts(row, ""):
+        for is_question, text in _texts(row, is_question=False, names=_QUESTIONS | _TEXTS):
             told = words(text)
-            if key in _QUESTIONS and told:
+            if is_question and told:
                 self.questions.setdefault(" ".join(told), name)
                 asks = True
             for at in range(len(told) - GRAM + 1):
@@ -61,22 +70,32 @@ class Evaluations:
         return asks
 
 
-def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in a row, with the name of the field that holds it."""
+def _texts(
+    value: object, *, is_question: bool, names: frozenset[str] = _QUESTIONS
+) -> Iterator[tuple[bool, str]]:
+    """Every text in a row, and whether it asks; `names` are of fields that do."""
     if isinstance(value, str):
-        yield key, value
+        yield is_question, value
     elif isinstance(value, Mapping):
+        speakers = [str(value[name]).lower() for name in _SPEAKERS if name in value]
+        asks = next((_ASKS[each] for each in speakers if each in _ASKS), None)
         for name, inner in value.items():
-            yield from _texts(inner, str(name))
+            if asks is None:
+                yield from _texts(inner, is_question=is_question or name in names)
+            elif name not in _SPEAKERS:
+                yield from _texts(inner, is_question=asks)
     elif isinstance(value, Sequence):
         for inner in value:
-            yield from _texts(inner, key)
+            yield from _texts(inner, is_question=is_question)
 
 
-def turns_of(item: Item) -> list[str]:
+Said = tuple[Sequence[str], Sequence[str]]
+"""What was asked, turn by turn, and what was answered."""
+
+
+def said_in(item: Item) -> Said:
     """Everything that is read or learnt, but for a system message."""
-    turns = [turn.content for turn in item.prompt if turn.role != "system"]
-    return [*turns, *answers_of(item)]
+    return [turn.content for turn in item.prompt if turn.role != "system"], answers_of(item)
 
 
 def answers_of(item: Item) -> list[str]:
@@ -96,10 +115,13 @@ class Overlap:
         hashed = [int(_hashed(gram)[0]) for gram in held.grams]
         self._hashes = np.sort(np.array(hashed, np.uint64))
 
-    def of(self, texts: Sequence[Sequence[str]]) -> list[str | None]:
-        """For each row of texts (its turns, its answers) the first evaluation set it quotes."""
-        told = [[words(text) for text in row] for row in texts]
-        found = [self._asked(row) for row in told]
+    def of(self, rows: Sequence[Said]) -> list[str | None]:
+        """For each row the first evaluation set that it asks or quotes."""
+        asked = [[words(text) for text in turns] for turns, _ in rows]
+        found = [self._asked(turns) for turns in asked]
+        told = [
+            [*turns, *map(words, answers)] for turns, (_, answers) in zip(asked, rows, strict=True)
+        ]
         if not len(self._hashes):
             return found
         every = list[str]()

@@ -35,8 +35,9 @@ from dpoflow.contracts.pairs import (
 from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
+from dpoflow.validate.findings import HIDDEN
 from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, clusters
-from dpoflow.validate.private import personal_in, secrets_in
+from dpoflow.validate.private import is_private
 from dpoflow.validate.split import asked
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ _COLUMNS = {
     "code": "TEXT",
     "detail": "TEXT",
     "excerpt": "TEXT",
+    "looked_at": "INTEGER",  # 1 where texts were searched for what is private
 }
 _TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 _INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
 _NOTHING = dict.fromkeys(_COLUMNS)
 _MODELS: dict[Kind, type[Item]] = {"pair": PreferencePair, "rating": Rating, "prompt": Prompt}
+_REFUSED = "dataset, row, code, coalesce(detail, ''), excerpt, kind, body, looked_at"
 _QUALITY = ("chosen_chars", "rejected_chars", *TOKENS, "language", "findings", "cluster")
 
 
@@ -132,19 +135,26 @@ class Ledger:
         """
         self._db.execute(
             "CREATE TABLE prompts AS SELECT prompt_id, min(seq) AS seq, root, bands,"
-            " max(side = 'heldout') AS drawn, NULL AS side, NULL AS cluster FROM rows"
+            " max(side = 'heldout') AS drawn, max(origin = 'replayed') AS old, NULL AS side,"
+            " NULL AS cluster FROM rows"
             " WHERE bands IS NOT NULL GROUP BY prompt_id ORDER BY prompt_id"
         )
         (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
         above = clusters(num, self._keys(num), partial(self._near, near_similarity))
-        drawn = self._db.execute("SELECT drawn FROM prompts ORDER BY rowid")
-        heldout, sizes = np.zeros(num, bool), np.bincount(above, minlength=num)
-        np.logical_or.at(heldout, above, np.fromiter((each for (each,) in drawn), bool, num))
+        known = self._db.execute("SELECT drawn, old FROM prompts ORDER BY rowid")
+        of_prompt = np.fromiter(known, np.dtype((bool, 2)), num)
+        of_cluster, sizes = np.zeros((num, 2), bool), np.bincount(above, minlength=num)
+        np.logical_or.at(of_cluster, above, of_prompt)
         self._db.executemany(
-            "UPDATE prompts SET side = ?, cluster ="
+            "UPDATE prompts SET side = ?, old = ?, cluster ="
             " (SELECT substr(prompt_id, 1, 16) FROM prompts WHERE rowid = ?) WHERE rowid = ?",
             (
-                ("heldout" if heldout[top] else "train", top + 1 if sizes[top] > 1 else None, at)
+                (
+                    "heldout" if of_cluster[top, 0] else "train",
+                    bool(of_cluster[top, 1]),
+                    top + 1 if sizes[top] > 1 else None,
+                    at,
+                )
                 for at, top in enumerate(above.tolist(), start=1)
             ),
         )
@@ -178,11 +188,10 @@ class Ledger:
         return root, asked(_item(kind, body).prompt)
 
     def drop_old_leaks(self) -> None:
-        """Old pairs whose prompt is near one that is held out now."""
+        """What would be held out and is near an old pair: the policy may have learnt it already."""
         self._db.execute(
-            "UPDATE rows SET code = 'leakage', detail = 'near what is held out' WHERE code IS NULL"
-            " AND origin = 'replayed' AND prompt_id IN"
-            "  (SELECT prompt_id FROM prompts WHERE side = 'heldout')"
+            "UPDATE rows SET code = 'leakage', detail = 'near an old pair' WHERE code IS NULL"
+            " AND side = 'heldout' AND prompt_id IN (SELECT prompt_id FROM prompts WHERE old)"
         )
 
     def drop_not_preferred(self) -> None:
@@ -193,14 +202,13 @@ class Ledger:
         )
 
     def drop_duplicates(self) -> None:
-        """The first of equal rows stays; of equal prompts, the first that has a human's answer."""
+        """Of equal rows the first stays that decides and, of prompts, that has a human's answer."""
         self._db.execute(
-            "UPDATE rows SET code = 'duplicate', detail = (SELECT 'of ' || o.row FROM rows o"
-            "  WHERE o.kind = rows.kind AND o.id = rows.id AND o.code IS NULL"
-            "  ORDER BY o.bare, o.seq LIMIT 1)"
-            " WHERE seq IN (SELECT seq FROM (SELECT seq, row_number() OVER"
-            "  (PARTITION BY kind, id ORDER BY bare, seq) AS nth FROM rows WHERE code IS NULL)"
-            "  WHERE nth > 1)"
+            "UPDATE rows SET code = 'duplicate', detail = 'of ' || found.first FROM (SELECT seq,"
+            "  row_number() OVER same AS nth, first_value(row) OVER same AS first"
+            "  FROM rows WHERE code IS NULL"
+            "  WINDOW same AS (PARTITION BY kind, id ORDER BY decided DESC, bare, seq)) AS found"
+            " WHERE found.seq = rows.seq AND found.nth > 1"
         )
 
     def drop_conflicts(self) -> None:
@@ -216,10 +224,11 @@ class Ledger:
     def drop_leaks(self) -> None:
         """Training pairs whose prompt is held out, also in another case or with other blanks."""
         self._db.execute(
-            "UPDATE rows SET code = 'leakage', detail = (SELECT 'held out: ' || o.row FROM rows o"
-            "  WHERE o.asked = rows.asked AND o.side = 'heldout' ORDER BY o.seq LIMIT 1)"
-            " WHERE code IS NULL AND kind <> 'prompt' AND side = 'train' AND asked IN"
-            "  (SELECT asked FROM rows WHERE side = 'heldout' AND code IS NULL)"
+            "UPDATE rows SET code = 'leakage', detail = 'held out: ' || held.row"
+            " FROM (SELECT asked, row, min(seq) FROM rows WHERE side = 'heldout' AND code IS NULL"
+            "  GROUP BY asked) AS held"
+            " WHERE held.asked = rows.asked AND code IS NULL AND kind <> 'prompt'"
+            " AND side = 'train'"
         )
 
     def select(self, max_pairs: int) -> None:
@@ -288,22 +297,21 @@ class Ledger:
     def some_pairs(self, num: int) -> list[PreferencePair]:
         """The first kept pairs by id that have nothing private in them."""
         query = (
-            "SELECT body FROM rows WHERE code IS NULL AND kind = 'pair'"
+            "SELECT body, looked_at FROM rows WHERE code IS NULL AND kind = 'pair'"
             " AND (excerpt IS NULL OR excerpt <> ?) ORDER BY id"
         )
-        found = (body for (body,) in self._db.execute(query, (excerpt.NOT_SHOWN,)))
-        shown = islice((body for body in found if not self._is_private(body)), num)
-        return [PreferencePair.model_validate_json(body) for body in shown]
+        found = (
+            body
+            for body, looked_at in self._db.execute(query, (excerpt.NOT_SHOWN,))
+            if looked_at or not is_private(json.loads(body), self._region)
+        )
+        return [PreferencePair.model_validate_json(body) for body in islice(found, num)]
 
-    def _is_private(self, text: str) -> bool:
-        """Looked at once more where a text is about to be shown: merge brings rows of its own."""
-        return bool(secrets_in(text) or personal_in(text, self._region))
-
-    def _refused(self, found: tuple[str, str, str, str, str | None, Kind, str]) -> Refused:
-        dataset, row, code, detail, glimpse, kind, body = found
+    def _refused(self, found: tuple[str, str, str, str, str | None, Kind, str, int]) -> Refused:
+        dataset, row, code, detail, glimpse, kind, body, looked_at = found
         if glimpse is None:
-            private = self._is_private(body)
-            glimpse = excerpt.NOT_SHOWN if private else excerpt.of_item(_item(kind, body))
+            hidden = not looked_at and is_private(json.loads(body), self._region)
+            glimpse = excerpt.NOT_SHOWN if hidden else excerpt.of_item(_item(kind, body))
         return Refused(dataset, excerpt.plain(row), code, excerpt.plain(detail), glimpse)
 
     def heldout_prompts(self) -> Iterator[Prompt]:
@@ -325,7 +333,7 @@ class Ledger:
     def quarantined(self) -> Iterator[Refused]:
         """Every row that is not kept, in the order they came."""
         query = (
-            "SELECT dataset, row, code, coalesce(detail, ''), excerpt, kind, body FROM rows"
+            f"SELECT {_REFUSED} FROM rows"  # noqa: S608 a constant
             " WHERE code IS NOT NULL ORDER BY seq"
         )
         yield from map(self._refused, self._db.execute(query))
@@ -333,7 +341,7 @@ class Ledger:
     def examples(self, each: int) -> Iterator[Refused]:
         """The first rows of every reason."""
         query = (
-            "SELECT dataset, row, code, coalesce(detail, ''), excerpt, kind, body FROM (SELECT *,"
+            f"SELECT {_REFUSED} FROM (SELECT *,"  # noqa: S608 a constant
             " row_number() OVER (PARTITION BY code ORDER BY seq) AS nth FROM rows"
             " WHERE code IS NOT NULL) WHERE nth <= ? ORDER BY seq"
         )
@@ -364,7 +372,9 @@ class Ledger:
             " GROUP BY 1, 2 ORDER BY 1, 2"
         )
         for name, what, count in self._db.execute(query):
-            told.setdefault(name, {})[what] = count
+            shown = excerpt.NOT_SHOWN if is_private(name, self._region) else name
+            some = told.setdefault(shown, {})
+            some[what] = some.get(what, 0) + count
         return told
 
     def lengths(self, origin: Origin | None = None) -> LengthBias | None:
@@ -390,8 +400,8 @@ class Ledger:
     def languages(self) -> dict[str, int]:
         """Language to kept rows, the commonest first; `unknown` where the text does not tell."""
         query = (
-            "SELECT coalesce(language, 'unknown'), count(*) FROM rows WHERE code IS NULL"
-            " GROUP BY 1 ORDER BY 2 DESC, 1"
+            "SELECT coalesce(language, 'unknown'), count(*) FROM rows"
+            " WHERE code IS NULL AND looked_at GROUP BY 1 ORDER BY 2 DESC, 1"
         )
         return dict(self._db.execute(query).fetchall())
 
@@ -410,7 +420,14 @@ class Ledger:
             " AND (code IS NULL OR code <> 'duplicate') ORDER BY seq"
         )
         for (votes,) in self._db.execute(query):
-            yield json.loads(votes)
+            yield {self._annotator(name): vote for name, vote in json.loads(votes).items()}
+
+    @lru_cache(maxsize=4096)  # noqa: B019 a ledger lives as long as its step
+    def _annotator(self, name: str) -> str:
+        """Their name, or what stands for it where that is a mail address."""
+        if not is_private(name, self._region):
+            return name
+        return f"annotator {hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def near(self) -> dict[str, Any]:
         """Clusters of prompts that are nearly the same or begin alike."""
@@ -421,8 +438,8 @@ class Ledger:
             " min(side) AS side FROM prompts WHERE cluster IS NOT NULL GROUP BY cluster)"
         ).fetchone()
         query = (
-            "SELECT min(r.row), count(*) FROM prompts p JOIN rows r ON r.seq = p.seq"
-            " WHERE p.cluster IS NOT NULL GROUP BY p.cluster ORDER BY 2 DESC, 1 LIMIT 5"
+            "SELECT r.row, count(*), min(r.seq) FROM prompts p JOIN rows r ON r.seq = p.seq"
+            " WHERE p.cluster IS NOT NULL GROUP BY p.cluster ORDER BY 2 DESC, 3 LIMIT 5"
         )
         found = self._db.execute(query)
         return {
@@ -431,7 +448,7 @@ class Ledger:
             "of_prompts": num_all,
             "largest": largest,
             "largest_heldout": heldout,
-            "such_as": {excerpt.plain(row): size for row, size in found},
+            "such_as": {excerpt.plain(row): size for row, size, _ in found},
         }
 
     def token_lengths(self) -> dict[str, dict[str, float]] | None:
@@ -499,7 +516,12 @@ def _table(rows: list[tuple[Any, ...]], kind: Kind) -> "pa.Table":
 def quality_columns(quality: Quality) -> dict[str, Any]:
     """What an earlier run of validate measured, as columns."""
     told = quality.model_dump()
-    return told | {"findings": json.dumps(told["findings"]) if told["findings"] else None}
+    hidden = HIDDEN & {kind.partition(":")[0] for kind in told["findings"]}
+    return told | {
+        "findings": json.dumps(told["findings"]) if told["findings"] else None,
+        "excerpt": excerpt.NOT_SHOWN if hidden else None,
+        "looked_at": 1,
+    }
 
 
 def _item(kind: Kind, body: str) -> Item:

@@ -33,11 +33,16 @@ def _runs(text: str) -> set[str]:
 
 
 def bands_of(text: str) -> bytes:
-    """`NUM_BANDS` keys of `KEY_BYTES` bytes; near texts very likely share one. Takes plain text."""
+    """`NUM_BANDS` keys of `KEY_BYTES` bytes; near texts very likely share one. Takes plain text.
+
+    The numbers are part of every key: prompts of one template do not crowd each other out.
+    """
     sketch = _empty().copy()
     sketch.update_batch(_runs(text))
     rows = sketch.hashvalues.reshape(NUM_BANDS, _ROWS)
-    return b"".join(xxhash.xxh3_64_digest(row.tobytes(), seed=at) for at, row in enumerate(rows))
+    numbers = " ".join(_NUMBER.findall(text)).encode()
+    keys = (xxhash.xxh3_64_digest(row.tobytes() + numbers, seed=at) for at, row in enumerate(rows))
+    return b"".join(keys)
 
 
 def alike(left: str, right: str, least: float) -> bool:

@@ -1,7 +1,7 @@
 """What should not be learnt by heart: personal data and secrets, by kind, never the thing itself.
 
 Reads   a text
-Gives   `personal_in`, `secrets_in`: names of what is in it
+Gives   `personal_in`, `secrets_in`: names of what is in it; `is_private`: whether anything is
 Not     what becomes of the row: see findings.py
 
 Shapes are found with regular expressions and then held against what their owners publish: numbering
@@ -15,18 +15,20 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dpoflow.validate.plain import texts_in
+
 _MAIL = re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
-_DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
+_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
 _CARD = re.compile(  # as issuers number them today: American Express, then sixteen digits
-    r"(?<![\d.-])(?:3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|[2456]\d{3}(?:[ -]?\d{4}){3})(?![\d.-])"
+    r"(?<![\d.-])(?:3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|[2456]\d{3}(?:[ -]?\d{4}){3})(?!\d|[.-]\d)"
 )
 _WRITTEN_AS_NUMBER = re.compile(r"\+\d|.*\d[^\d]+\d")
 """Telephone numbers are grouped, or begin with +; ten digits in a row may be any number."""
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
-_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
+_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d)")
 
-_LONG = re.compile(r"\S{20}|PRIVATE KEY")
+_LONG = re.compile(r"\S{20}|://|PRIVATE KEY")
 """No secret that we know is without one of these; few texts have one."""
 _DETECTORS = (
     "AWSKeyDetector",
@@ -72,6 +74,15 @@ def secrets_in(text: str) -> set[str]:
         for each in _detectors()
         if any(any(pattern.finditer(text)) for pattern in each.denylist)
     }
+
+
+def is_private(value: object, region: str) -> bool:
+    """Whether any text in `value`, a text itself or JSON, has something of either.
+
+    Each text by itself and as it is: where line breaks are written as two characters, what follows
+    them is not found.
+    """
+    return any(secrets_in(text) or personal_in(text, region) for text in texts_in(value))
 
 
 def _numbers(text: str, region: str) -> Iterator[str]:

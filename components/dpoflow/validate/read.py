@@ -24,6 +24,7 @@ from dpoflow.validate import excerpt
 from dpoflow.validate.contamination import Evaluations
 from dpoflow.validate.crew import Crew
 from dpoflow.validate.ledger import Ledger
+from dpoflow.validate.plain import texts_in
 from dpoflow.validate.row import Batch, tokenizer_of
 
 MAX_FIELDS_NAMED = 50
@@ -132,9 +133,7 @@ def _facts(pinned: Pinned, form: str) -> FileFacts:
 
 
 def _num_chars(row: Raw) -> int:
-    """About; deep inside, texts are not counted."""
-    values = row.values() if isinstance(row, dict) else ()
-    return sum(len(value) for value in values if isinstance(value, str))
+    return sum(map(len, texts_in(row)))
 
 
 def _format_of(

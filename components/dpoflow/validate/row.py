@@ -27,10 +27,10 @@ from dpoflow.sources.pinned import Pinned
 from dpoflow.sources.reasons import Code, Quarantine
 from dpoflow.validate import agreement, excerpt
 from dpoflow.validate.checks import check
-from dpoflow.validate.contamination import Evaluations, Overlap, answers_of, turns_of
+from dpoflow.validate.contamination import Evaluations, Overlap, answers_of, said_in
 from dpoflow.validate.findings import HIDDEN, Findings, kinds_of
 from dpoflow.validate.near import bands_of
-from dpoflow.validate.private import personal_in, secrets_in
+from dpoflow.validate.private import is_private
 from dpoflow.validate.split import asked, normalised, rank, root_of, side_of
 
 Columns = dict[str, Any]
@@ -86,7 +86,8 @@ class Examiner:
             item = with_system(made, pinned.system)
             check(item, max_chars=self._config.max_chars)
         except Quarantine as refusal:
-            return refused(where, refusal.code, refusal.detail, self._glimpse(row))
+            detail = self._shown(refusal.detail, refusal.detail)
+            return refused(where, refusal.code, detail, self._glimpse(row))
         origin = "replayed" if pinned.role == "replayed" else "human"
         columns = row_columns(item, where, seed=self._config.seed, origin=origin)
         columns["bands"] = bands_of(asked(item.prompt))
@@ -103,9 +104,10 @@ class Examiner:
     def _glimpse(self, row: Raw) -> str:
         if isinstance(row, Quarantine):
             return ""
-        whole = repr(row)
-        hidden = secrets_in(whole) or personal_in(whole, self._config.phone_region)
-        return excerpt.NOT_SHOWN if hidden else excerpt.of_row(row)
+        return self._shown(row, excerpt.of_row(row))
+
+    def _shown(self, value: object, told: str) -> str:
+        return excerpt.NOT_SHOWN if is_private(value, self._config.phone_region) else told
 
     def _count_tokens(self, items: Sequence[_Item]) -> None:
         if self._tokenizer is None or not items:
@@ -120,7 +122,7 @@ class Examiner:
 
     def _find_overlaps(self, items: Sequence[_Item]) -> None:
         for item, quoted in zip(
-            items, self._overlap.of([turns_of(item.value) for item in items]), strict=True
+            items, self._overlap.of([said_in(item.value) for item in items]), strict=True
         ):
             if quoted is not None:
                 _refuse(item, "contaminated", quoted)
@@ -128,9 +130,15 @@ class Examiner:
     def _judge(self, item: _Item) -> None:
         found, language = self._findings.of(item.value)
         kinds = sorted({kind for name, told in found.items() for kind in kinds_of(name, told)})
-        item.columns |= {"language": language, "findings": json.dumps(kinds) if kinds else None}
+        item.columns |= {
+            "language": language,
+            "findings": json.dumps(kinds) if kinds else None,
+            "looked_at": 1,
+        }
         if HIDDEN & found.keys():
             item.columns["excerpt"] = excerpt.NOT_SHOWN
+            if "code" in item.columns:  # what the row quotes may be what is private in it
+                item.columns["detail"] = excerpt.NOT_SHOWN
         for name, most in zip(TOKENS, self._most(), strict=True):
             num = item.columns.get(name)
             if num is not None and most is not None and num > most:
@@ -216,7 +224,7 @@ def tokenizer_of(model: Path | None, config: ValidateConfig) -> Path | None:
     if path is not None and path.is_file():
         try:
             Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # noqa: BLE001 tokenizers raises nothing narrower
             raise ConfigError(
                 f"the model's {_TOKENIZER} cannot be read ({error}); fetch the model again"
             ) from None

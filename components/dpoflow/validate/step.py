@@ -78,7 +78,7 @@ def run(
             "near": ledger.near(),
         }
         _refuse_too_little(ledger, counts, config, report, facts)
-        _refuse_one_template(facts["near"], config)
+        _refuse_one_template(ledger, counts, config, report, facts)
 
         watched = _Watched(config)
         write_tables(watched("pairs", ledger.tables("pair")), PreferencePair, pairs / PAIRS)
@@ -182,13 +182,20 @@ class _Watched:
 
     @property
     def held(self) -> dict[str, bool]:
-        """Expectation to whether it held, over every suite."""
-        return dict(item for seen in self._observers.values() for item in seen.held.items())
+        """Expectation to whether it held, in every suite that has it."""
+        told: dict[str, bool] = {}
+        for seen in self._observers.values():
+            told |= {name: held and told.get(name, True) for name, held in seen.held.items()}
+        return told
 
     @property
     def broken_by(self) -> dict[str, list[str]]:
         """Expectation to the first rows that broke it."""
-        return dict(item for seen in self._observers.values() for item in seen.broken_by.items())
+        told: dict[str, list[str]] = {}
+        for seen in self._observers.values():
+            for name, ids in seen.broken_by.items():
+                told[name] = [*told.get(name, []), *ids]
+        return told
 
 
 def _write_ratings(tables: "Iterator[pa.Table]", folder: Path) -> None:
@@ -222,7 +229,7 @@ def _measured(ledger: Ledger) -> dict[str, Any]:
     biases = {name: ledger.lengths(origin) for name, origin in origins.items()}
     return {
         "length_bias": {name: bias.model_dump() if bias else None for name, bias in biases.items()},
-        "agreement": agreement_of(ledger.votes()),
+        "agreement": agreement_of(ledger.votes),
     }
 
 
@@ -251,11 +258,15 @@ def _refuse_too_little(
     )
 
 
-def _refuse_one_template(near: dict[str, Any], config: ValidateConfig) -> None:
+def _refuse_one_template(
+    ledger: Ledger, counts: Counts, config: ValidateConfig, report: Path, facts: dict[str, Any]
+) -> None:
     """A cluster is on one side as a whole: one of nearly everything leaves nothing to train on."""
+    near = facts["near"]
     size, num_prompts = near["largest_heldout"], near["of_prompts"]
     if size < _A_TEMPLATE or 2 * size <= num_prompts:
         return
+    reports.write(report, ledger, counts, facts=facts)
     raise DataRejected(
         f"{size} of {num_prompts} prompts are nearly the same (such as "
         f"{next(iter(near['such_as']))}), so all of them would be held out and none trained on; "
