@@ -28,13 +28,13 @@ from dpoflow.contracts.manifest import seal
 from dpoflow.contracts.objectives import LossName
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.spec import LoraConfig, TrainConfig
-from dpoflow.policy.layout import Groups
+from dpoflow.policy.layout import Group, Groups
 from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import pair_logps
 from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair
 from dpoflow.state.events import Events
 from dpoflow.train import work
-from dpoflow.train.examples import strangers
+from dpoflow.train.examples import Strangers
 from dpoflow.train.losses import OBJECTIVES, Scored
 from dpoflow.train.plan import plan
 
@@ -235,12 +235,26 @@ def test_kto_never_puts_more_before_the_model_than_the_spec_allows(tmp_path: Pat
     longest = max(pair.longest for pair in whole if isinstance(pair, EncodedPair))
 
     groups = Groups(EncodedPairs(pair for pair in whole if isinstance(pair, EncodedPair)))
-    found = strangers(groups, groups, 0, longest=longest)
+    found = Strangers(groups, groups, 0, longest=longest)
 
     assert [len(group.prompt) for group in found] == [len(group.prompt) for group in groups]
     sizes = [len(g.prompt) + len(answer) for g in found for answer in g.answers]
     assert max(sizes) == longest  # cut: whole, they would be longer
     assert sum(map(len, (groups[0].prompt, groups[1].answers[0]))) > longest
+
+
+def test_ktos_unrelated_answers_are_those_of_the_next_pair_that_asks_another() -> None:
+    asked = [1, 1, 2, 1, 1, 3, 1, 1, 1]
+    groups = [Group((each,), ((place,),)) for place, each in enumerate(asked)]
+    order = list(range(len(asked)))
+    random.Random("5:strangers").shuffle(order)  # noqa: S311  # no secret
+
+    found = Strangers(groups, groups, 5, longest=9)
+
+    for place, prompt in enumerate(asked):
+        at = order.index(place)
+        others = (other for other in (order[at + 1 :] + order[:at]) if asked[other] != prompt)
+        assert found[place] == Group((prompt,), ((next(others),),))
 
 
 def test_dropped_pairs_are_counted_by_reason(tmp_path: Path) -> None:

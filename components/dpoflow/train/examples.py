@@ -1,13 +1,15 @@
 """All that training needs to know of its pairs, by place.
 
 Reads   encoded pairs
-Gives   `Examples`, `strangers` (KTO's unrelated answers)
+Gives   `Examples`, `Strangers` (KTO's unrelated answers)
 Not     the order they are seen in (plan.py), what the reference thinks (reference.py)
 """
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -51,27 +53,55 @@ class Examples:
         )
 
 
-def strangers(
-    groups: Sequence[Group], among: Sequence[Group], seed: int, *, longest: int
-) -> list[Group]:
-    """Each prompt with the answers of the next pair of `among` that asks another, cut to fit.
+class Strangers(Sequence[Group]):
+    """Each prompt with the answers of the next of `among` that asks another, cut to fit.
 
-    The order is of its own; `longest` is of prompt and answer, in tokens.
+    "Next" is in an order of its own; `longest` is of prompt and answer, in tokens. Made as they are
+    asked for: what is held is a number a pair.
     """
-    order = list(range(len(among)))
-    random.Random(f"{seed}:strangers").shuffle(order)  # noqa: S311  # an order, no secret
-    starts = {place: at for at, place in enumerate(order)}
-    found: list[Group] = []
-    for place, group in enumerate(groups):
-        prompt, at = group.prompt, starts.get(place, 0)
-        others = (among[order[(at + step) % len(order)]] for step in range(1, len(order) + 1))
-        other = next((group for group in others if group.prompt != prompt), None)
-        if other is None:
+
+    def __init__(
+        self, groups: Sequence[Group], among: Sequence[Group], seed: int, *, longest: int
+    ) -> None:
+        self._groups, self._among, self._longest = groups, among, longest
+        self._order = array("q", range(len(among)))
+        random.Random(f"{seed}:strangers").shuffle(self._order)  # noqa: S311  # no secret
+        self._at = array("q", bytes(8 * len(among)))  # of each place in that order
+        for at, place in enumerate(self._order):
+            self._at[place] = at
+        self._prompts = array("q", (hash(among[place].prompt) for place in self._order))
+        self._others = self._next_others()
+
+    def _next_others(self) -> "array[int]":
+        """For each in the order the next that asks another; the order goes round."""
+        num, prompts = len(self._prompts), self._prompts
+        others = array("q", [-1]) * num
+        for at in range(2 * num - 1, -1, -1):  # twice round: the last has its next at the start
+            here, following = at % num, (at + 1) % num
+            same = prompts[here] == prompts[following]
+            others[here] = others[following] if same else following
+        if -1 in others:
             raise DataRejected(
                 "train.loss kto measures how far the policy moved on answers to other prompts, and "
                 "every pair has the same prompt; add other prompts, or use another train.loss"
             )
-        room = max(1, longest - len(prompt))
+        return others
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, place: int) -> Group: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Group]: ...
+    def __getitem__(self, place: int | slice) -> Group | list[Group]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        prompt = self._groups[place].prompt
+        following = (self._at[place] + 1 if place < len(self._at) else 1) % len(self._order)
+        if self._prompts[following] == hash(prompt):
+            following = self._others[following]
+        other = self._among[self._order[following]]
+        room = max(1, self._longest - len(prompt))
         answers = tuple(answer[:room] for answer in other.answers)
-        found.append(Group(prompt, answers, other.missing))
-    return found
+        return Group(prompt, answers, other.missing)

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,20 +147,21 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase, folder: Path, config: TrainConfig, max_tokens: int
 ) -> Iterator[EncodedPair | str]:
     """Each pair and each rated answer as tokens, or why it is left out."""
+    path = folder / RATINGS
+    ratings = read_parquet(path, Rating) if path.is_file() else iter(())
+    first = next(ratings, None)
+    if first is not None and config.loss != "kto":
+        raise ConfigError(
+            f"the data has answers that were rated by themselves, and train.loss {config.loss} "
+            "compares two; set train.loss: kto, or leave their source out of data.sources"
+        )
     for pair in read_parquet(folder / PAIRS, PreferencePair):
         yield (
             encode_pair(tokenizer, pair, max_tokens, config.too_long)
             if pair.label == "preferred"
             else f"label_{pair.label}"
         )
-    if not (folder / RATINGS).is_file():
-        return
-    for rating in read_parquet(folder / RATINGS, Rating):
-        if config.loss != "kto":
-            raise ConfigError(
-                f"the data has answers that were rated by themselves, and train.loss {config.loss} "
-                "compares two; set train.loss: kto, or leave their source out of data.sources"
-            )
+    for rating in chain([] if first is None else [first], ratings):
         yield encode_rating(tokenizer, rating, max_tokens, config.too_long)
 
 

@@ -34,7 +34,7 @@ from dpoflow.state.events import Events, read_events
 from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.step import StepState
 from dpoflow.train import checkpoint, processes
-from dpoflow.train.examples import Examples, strangers
+from dpoflow.train.examples import Examples, Strangers
 from dpoflow.train.outcome import Job, Outcome, leave_error
 from dpoflow.train.plan import Batch, first_look, in_order, plan
 from dpoflow.train.preemption import Preemption
@@ -202,7 +202,7 @@ class _Work:
             return Examples(ids, groups, reference=None)
         if self._config.loss != "kto":
             return Examples(ids, groups, ask(groups, batches))
-        others = strangers(groups, learnt, self._config.seed, longest=self._longest)
+        others = Strangers(groups, learnt, self._config.seed, longest=self._longest)
         return Examples(ids, groups, ask(groups, batches), others, ask(others, batches))
 
     def _train(self, trainer: DpoTrainer, total: int) -> None:
