@@ -624,7 +624,7 @@ def test_many_processes_say_what_one_says_in_the_same_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def looked_at(processors: int) -> list[Any]:
-        monkeypatch.setattr(crew, "_processors", lambda: processors)
+        monkeypatch.setattr(crew, "processors", lambda: processors)
         with crew.Crew(ValidateConfig(), None, Evaluations()) as some:
             return [each for columns in some.look_at(batches(12)) for each in columns]
 
@@ -643,11 +643,24 @@ from dpoflow.validate import crew
 from dpoflow.validate.contamination import Evaluations
 
 if __name__ == "__main__":
-    crew._processors = lambda: 2
+    crew.processors = lambda: 2
     with crew.Crew(ValidateConfig(), None, Evaluations()) as some:
         for at, _ in enumerate(some.look_at(batches(10**9))):
             print(at, flush=True)
 """
+
+
+@pytest.mark.parametrize(
+    ("told", "most"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 10**6)]
+)
+def test_a_container_with_a_share_of_a_machine_starts_so_many_processes(
+    tmp_path: Path, told: str, most: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(told)
+
+    everywhere = crew.processors(tmp_path / "absent")
+
+    assert crew.processors(tmp_path / "cpu.max") == min(everywhere, most)
 
 
 def test_no_process_outlives_a_step_that_is_killed(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _lines(text: io.TextIOWrapper, name: str, limit: int) -> Iterator[str]:
 
 
 def _header(names: list[str], name: str) -> list[str]:
-    twice = sorted({each for each in names if names.count(each) > 1})
+    twice = sorted({each[:40] for each in names if names.count(each) > 1})
     if twice or not all(names):
         what = f"two columns called {twice[0]!r}" if twice else "a column without a name, or none"
         raise DataRejected(f"{name} has {what} in its first line; name each column once")

@@ -5,12 +5,14 @@ Gives   `Crew`: the same as one `Examiner`, in the same order, sooner
 Not     what is looked at: see row.py
 """
 
+import math
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Self
@@ -23,6 +25,8 @@ from dpoflow.validate.row import Batch, Columns, Examiner
 
 _FEW = 4
 """Batches that are looked at sooner than a process has started."""
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processors in each so many: what Kubernetes' limits become."""
 _AHEAD = 2
 """Batches that wait for each process: more would only take memory."""
 _examiner: list[Examiner] = []
@@ -49,7 +53,7 @@ class Crew:
     def look_at(self, batches: Iterator[Batch]) -> Iterator[list[Columns]]:
         """The columns of each batch, in order."""
         first = list(islice(batches, _FEW + 1))
-        if len(first) <= _FEW or _processors() == 1:
+        if len(first) <= _FEW or processors() == 1:
             self._alone = self._alone or Examiner(*self._for_each)
             yield from map(self._alone, chain(first, batches))
         else:
@@ -57,7 +61,7 @@ class Crew:
 
     def _together(self, batches: Iterable[Batch]) -> Iterator[list[Columns]]:
         pool = self._pool = self._pool or ProcessPoolExecutor(
-            _processors(),
+            processors(),
             multiprocessing.get_context("spawn"),  # a fork would copy locks that threads hold
             initializer=_begin,
             initargs=self._for_each,
@@ -66,7 +70,7 @@ class Crew:
         try:
             for batch in batches:
                 waiting.append(pool.submit(_look, batch))
-                if len(waiting) > _AHEAD * _processors():
+                if len(waiting) > _AHEAD * processors():
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -77,8 +81,13 @@ class Crew:
             ) from None
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processors(quota: Path = _QUOTA) -> int:
+    """Those of this process, of which a container may have a share only."""
+    some = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or "max": no quota
+        most, period = map(int, quota.read_text("ascii").split())
+        some = min(some, math.ceil(most / period))
+    return some
 
 
 def _begin(config: ValidateConfig, tokenizer: Path | None, evaluations: Evaluations) -> None:
