@@ -9,6 +9,7 @@ An answer is on disk before anybody uses it. Several answers that arrive togethe
 
 import asyncio
 import functools
+import json
 import sqlite3
 import time
 from collections.abc import Callable
@@ -48,6 +49,12 @@ class Request(Contract):
     """Name and digest of the template that the messages were made from."""
     repeat: int = 0
     """Tells apart requests that are the same on purpose."""
+
+    @functools.cached_property
+    def body(self) -> bytes:
+        """What is sent."""
+        told = {"model": self.model, "messages": self.messages, **self.parameters}
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
 
     @functools.cached_property
     def text(self) -> str:
@@ -194,6 +201,8 @@ class Cache:
                     kept.set_exception(failed)
                 elif not kept.done():
                     kept.set_result(all_new)
+                # One at a time: replies that come meanwhile do not wait until all have gone on.
+                await asyncio.sleep(0)
         self._committing = None
 
     def _commit(self, rows: list[tuple[Any, ...]]) -> bool:

@@ -106,14 +106,8 @@ class Endpoint:
 
     def bound(self, request: Request) -> Spent:
         """What the request can cost at most: a text has no more tokens than bytes."""
-        read, written = self._most(request)
+        read, written = _most(request)
         return Spent(1, read + written, self._money(read, written))
-
-    def _most(self, request: Request) -> tuple[int, int]:
-        """Tokens that are read and written, at most."""
-        schema = request.parameters.get("response_format")
-        read = _bytes(request) + (len(json.dumps(schema)) if schema else 0)
-        return read + _FRAME * (1 + len(request.messages)), int(request.parameters["max_tokens"])
 
     def _money(self, read: int, written: int) -> float:
         return (read * self.config.price_input + written * self.config.price_output) / 1e6
@@ -226,19 +220,16 @@ class Endpoint:
         try:
             # Of the whole attempt: the client's own is between two bytes.
             async with asyncio.timeout(self.config.timeout_s):
-                # Not by `chat.completions`: typing what goes out and comes in takes half the time.
+                # Not by `chat.completions`: typing what goes out and comes in takes half the time,
+                # and copying a body that is not bytes yet another tenth.
                 body = await self._client.post(
                     "/chat/completions",
                     cast_to=str,
-                    body={
-                        "model": request.model,
-                        "messages": list(request.messages),
-                        **request.parameters,
-                    },
+                    content=request.body,
                     # Servers that know the header charge a request that was cut off only once.
                     options={"headers": {"Idempotency-Key": request.key} | self._no_key},
                 )
-            return _reply(body, self._most(request))
+            return _reply(body, request)
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
         except (openai.APITimeoutError, TimeoutError) as error:
@@ -322,6 +313,13 @@ def _pacer(per_minute: float | None, worth_s: float) -> AsyncLimiter | None:
     return AsyncLimiter(holds, holds * 60 / per_minute)
 
 
+def _most(request: Request) -> tuple[int, int]:
+    """Tokens that are read and written, at most; a schema is read, too."""
+    schema = request.parameters.get("response_format")
+    read = _bytes(request) + (len(json.dumps(schema)) if schema else 0)
+    return read + _FRAME * (1 + len(request.messages)), int(request.parameters["max_tokens"])
+
+
 def _bytes(request: Request) -> int:
     return sum(len(message["content"].encode()) for message in request.messages)
 
@@ -336,10 +334,10 @@ def sound(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _reply(body: str, most: tuple[int, int]) -> Reply:
+def _reply(body: str, request: Request) -> Reply:
     """The parts of a completion that count. A body that is none is the server's trouble.
 
-    Tokens that the server does not count are taken to be the `most` there can be.
+    Tokens that the server does not count are taken to be the most there can be.
     """
     try:
         told = json.loads(body)
@@ -354,8 +352,8 @@ def _reply(body: str, most: tuple[int, int]) -> Reply:
         return Reply(
             text=sound(choice["message"].get("content") or ""),
             finish_reason=choice.get("finish_reason") or "stop",
-            tokens_read=most[0] if read is None else read,
-            tokens_written=most[1] if written is None else written,
+            tokens_read=_most(request)[0] if read is None else read,
+            tokens_written=_most(request)[1] if written is None else written,
             first_token=likely or None,
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
