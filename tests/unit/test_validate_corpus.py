@@ -22,7 +22,8 @@ from tests.workshop import Workshop, row, rows
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import Message, PreferencePair, Source, Vote
-from dpoflow.contracts.spec import LANGUAGES, ValidateConfig
+from dpoflow.contracts.spec import LANGUAGES, SourceConfig, ValidateConfig
+from dpoflow.snapshot import data as snapshot_data
 from dpoflow.sources.pinned import Pinned
 from dpoflow.sources.reasons import Quarantine
 from dpoflow.validate import crew
@@ -431,6 +432,19 @@ def test_findings_are_counted_and_taken_out_only_where_the_spec_says(workshop: W
     (line,) = [each for each in taken.quarantine if each["reason"] == "personal"]
     assert line["detail"] == "mail in chosen, phone in chosen"
     assert "jane" not in line["excerpt"]
+
+
+def test_an_address_that_the_spec_puts_before_every_row_is_no_finding(workshop: Workshop) -> None:
+    (workshop.folder("in") / "x.jsonl").write_text("".join(map(json.dumps, rows(1))))
+    source = SourceConfig(
+        uri=str(workshop.path / "in" / "x.jsonl"), system="Send them to help@example.com."
+    )
+    snapshot_data.pin(workshop.find(source), workshop.folder("data"), workshop.state.events)
+
+    seen = workshop.run_pinned(quarantine=["personal"])
+
+    assert (seen.codes, seen.report["findings"]) == ({}, {})
+    assert "help@example.com" in seen.pairs[0].prompt[0].content
 
 
 def test_another_language_is_a_finding_where_languages_are_named(workshop: Workshop) -> None:

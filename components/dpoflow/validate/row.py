@@ -53,6 +53,8 @@ class _Item:
     """A row that has the shape of a pair or a prompt."""
 
     value: Item
+    came: Item
+    """Without what the spec says for all rows of the source, which nobody wants found in each."""
     where: Source
     columns: Columns
 
@@ -82,8 +84,8 @@ class Examiner:
         pinned = batch.pinned
         where = Source(dataset=pinned.source, row=row_id, licence=pinned.licence)
         try:
-            made = registry.convert(row, registry.FORMATS[batch.form], where)
-            item = with_system(made, pinned.system)
+            came = registry.convert(row, registry.FORMATS[batch.form], where)
+            item = with_system(came, pinned.system)
             check(item, max_chars=self._config.max_chars)
         except Quarantine as refusal:
             detail = self._shown(refusal.detail, refusal.detail)
@@ -99,7 +101,7 @@ class Examiner:
             if origin == "replayed"
             else side_of(root, seed=knobs.seed, heldout_fraction=knobs.heldout_fraction)
         )
-        return _Item(item, where, columns)
+        return _Item(item, came, where, columns)
 
     def _glimpse(self, row: Raw) -> str:
         if isinstance(row, Quarantine):
@@ -128,7 +130,7 @@ class Examiner:
                 _refuse(item, "contaminated", quoted)
 
     def _judge(self, item: _Item) -> None:
-        found, language = self._findings.of(item.value)
+        found, language = self._findings.of(item.came)
         kinds = sorted({kind for name, told in found.items() for kind in kinds_of(name, told)})
         item.columns |= {
             "language": language,
