@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 from kubeflow_trainer_api.models import (  # type: ignore[import-untyped]
     trainer_v1alpha1_train_job,
 )
@@ -60,9 +61,8 @@ class FakeCluster:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
+        for name in self._processes:
+            self.evict(name)
 
     def kubeconfig(self) -> Path:
         """A file that points kubectl and its kin here."""
@@ -163,9 +163,7 @@ class FakeCluster:
             "OMP_NUM_THREADS": "1",
         }
         with self.log(job["metadata"]["name"]).open("ab") as out:
-            return subprocess.Popen(
-                command, stdout=out, stderr=out, env=environment, start_new_session=True
-            )
+            return subprocess.Popen(command, stdout=out, stderr=out, env=environment)
 
     def _pods(self, name: str | None) -> Answer:
         if name is not None:
@@ -188,11 +186,14 @@ class FakeCluster:
         self.deleted.append(name)
 
     def evict(self, name: str) -> None:
-        """Its pods are killed, as when a node is taken away."""
+        """Its pods are killed, as when a node is taken away: nothing in a pod outlives that."""
         process = self._processes.get(name)
         if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGSTOP)  # it starts nobody any more
+            # torchrun's workers are in sessions of their own: the group does not hold them.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.wait()
 
     def await_job(self) -> str:
