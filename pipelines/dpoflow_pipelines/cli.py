@@ -404,6 +404,96 @@ def judge_qualify(
         raise GateNotPassed(report.sentence)
 
 
+evals = typer.Typer(help="Figures of published benchmarks.", no_args_is_help=True)
+app.add_typer(evals, name="eval")
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@evals.command("alpaca")
+def eval_alpaca(
+    annotations: Annotated[Path, typer.Option(help="annotations.json of alpaca-eval.")],
+    difficulty: Annotated[
+        Path | None, typer.Option(help="CSV: index, instruction_difficulty.")
+    ] = None,
+    gamed: Annotated[
+        Path | None, typer.Option(help="df_gamed.csv: what length is worth by itself.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """AlpacaEval 2: win rate against the baseline, raw and at equal length, in percent.
+
+    Annotations: a JSON list or JSON lines of instruction, output_1 (baseline), output_2 (model),
+    preference (1 the baseline, 2 the model, anything between; 0 or 1.5 a draw, null unknown).
+    For instructions of your own leave --difficulty and --gamed out. With --gamed alone its file
+    says the difficulties.
+
+    Examples:
+
+        dpoflow eval alpaca --annotations annotations.json
+
+        dpoflow eval alpaca --annotations annotations.json --gamed df_gamed.csv --json
+    """
+    from dpoflow.evaluate.alpaca import score_alpaca
+    from dpoflow_pipelines.scores import show_alpaca
+
+    scores = score_alpaca(annotations, difficulty, gamed)
+    if as_json:
+        typer.echo(scores.model_dump_json(indent=2))
+    else:
+        show_alpaca(_console(), scores)
+
+
+@evals.command("mt-bench")
+def eval_mt_bench(
+    judgements: Annotated[Path, typer.Option(help="FastChat's …_single.jsonl.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="question.jsonl, for categories of your own.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which, where the file has several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """MT-Bench: mean scores of both turns and of each category, 1 to 10.
+
+    Judgements: JSON lines of question_id, model, turn (1 or 2), score (-1: no rating was found).
+
+    Example:
+
+        dpoflow eval mt-bench --judgements gpt-4_single.jsonl --model vicuna-13b-v1.3
+    """
+    from dpoflow.evaluate.mt_bench import score_mt_bench
+    from dpoflow_pipelines.scores import show_mt_bench
+
+    scores = score_mt_bench(judgements, questions, model)
+    if as_json:
+        typer.echo(scores.model_dump_json(indent=2))
+    else:
+        show_mt_bench(_console(), scores)
+
+
+@evals.command("xstest")
+def eval_xstest(
+    completions: Annotated[Path, typer.Option(help="A CSV of XSTest with completions.")],
+    as_json: AsJson = False,
+) -> None:
+    """XSTest: how much of what is safe is refused, and how much of what is not.
+
+    Completions: CSV with type, completion, and final_label where people labelled them; without it
+    the opening of each answer says whether it refuses.
+
+    Example:
+
+        dpoflow eval xstest --completions xstest_v2_completions_gpt4.csv --json
+    """
+    from dpoflow.evaluate.xstest import score_xstest
+    from dpoflow_pipelines.scores import show_xstest
+
+    scores = score_xstest(completions)
+    if as_json:
+        typer.echo(scores.model_dump_json(indent=2))
+    else:
+        show_xstest(_console(), scores)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     Console(stderr=True, emoji=False, soft_wrap=True).print(
         f"[bold red]error:[/] {escape(message)}", highlight=False

@@ -21,7 +21,7 @@ from dpoflow.evaluate.measure import (
     points,
 )
 from dpoflow.evaluate.page import answers_page
-from dpoflow.evaluate.statistics import bootstrap_mean
+from dpoflow.evaluate.statistics import bootstrap_mean, power_of
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Verdict as Said
 from dpoflow.judge.verdict import settle
@@ -69,6 +69,91 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         held += interval.low <= 0.6 <= interval.high
     # Binomial noise of 400 trials at 0.95 is 0.011; five of them, and the method's own 1 % bias.
     assert 0.89 <= held / 400 <= 1.0
+
+
+TRUTHS = [(0.5, 0.0), (0.5, 0.3), (0.6, 0.2), (0.7, 0.2), (0.75, 0.3), (0.4, 0.5), (0.8, 0.1)]
+"""Win rates, and the share of ties in them."""
+
+
+def drawn(rng: np.random.Generator, n: int, rate: float, ties: float) -> list[float]:
+    """`n` comparisons by a candidate whose true win rate is `rate`, ties half."""
+    won = rate - ties / 2
+    return list(rng.choice([0.0, 0.5, 1.0], size=n, p=[1 - won - ties, ties, won]))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("n", [40, 200])
+def test_of_ten_thousand_evaluations_94_to_96_in_100_intervals_hold_the_truth(n: int) -> None:
+    rng, held = np.random.default_rng(n), 0
+    for at in range(10_000):
+        rate, ties = TRUTHS[at % len(TRUTHS)]
+        seen = bootstrap_mean(drawn(rng, n, rate, ties), confidence=0.95, resamples=2000, seed=at)
+        assert seen is not None
+        held += seen.low - 1e-9 <= rate <= seen.high + 1e-9
+    assert 0.94 <= held / 10_000 <= 0.96
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("n", [40, 200])
+def test_of_ten_thousand_candidates_that_are_no_better_at_most_3_in_100_are_promoted(
+    n: int,
+) -> None:
+    rng, promoted = np.random.default_rng(n), 0
+    for at in range(10_000):
+        values = drawn(rng, n, 0.5, (0.0, 0.1, 0.2, 0.3, 0.5)[at % 5])
+        seen = bootstrap_mean(values, confidence=0.95, resamples=2000, seed=at)
+        promoted += verdict(win_rate=seen, num_prompts=n) == "promote"
+    assert promoted / 10_000 <= 0.03
+
+
+def test_a_win_rate_that_is_called_detectable_is_found_eight_times_in_ten() -> None:
+    rng = np.random.default_rng(3)
+    told = power_of([0.0] * 25 + [0.5] * 50 + [1.0] * 25, bound=0.5, confidence=0.95)
+    assert told is not None
+
+    found = [
+        bootstrap_mean(
+            drawn(rng, 100, told.detectable, 0.5), confidence=0.95, resamples=1000, seed=at
+        )
+        for at in range(2000)
+    ]
+
+    # 2,000 trials at 0.8 scatter by 0.009; the normal approximation adds as much.
+    share = sum(each is not None and each.low > 0.5 for each in found) / 2000
+    assert share == pytest.approx(0.8, abs=0.05)
+
+
+def test_prompts_that_are_called_enough_find_what_was_seen_eight_times_in_ten() -> None:
+    rng = np.random.default_rng(4)
+    told = power_of([0.0] * 21 + [0.5] * 50 + [1.0] * 29, bound=0.5, confidence=0.95)
+    assert told is not None
+    assert told.needed is not None
+
+    found = [
+        bootstrap_mean(drawn(rng, told.needed, 0.54, 0.5), confidence=0.95, resamples=1000, seed=at)
+        for at in range(1000)
+    ]
+
+    share = sum(each is not None and each.low > 0.5 for each in found) / 1000
+    assert share == pytest.approx(0.8, abs=0.05)
+
+
+def test_comparisons_that_all_end_alike_tell_nothing_of_their_power() -> None:
+    assert power_of([1.0] * 30, bound=0.5, confidence=0.95) is None
+    assert power_of([1.0], bound=0.5, confidence=0.95) is None
+
+
+def test_an_undecided_win_rate_says_what_it_would_take() -> None:
+    seen = Interval(value=0.55, low=0.44, high=0.66, n=60)
+    power = power_of([0.0] * 27 + [1.0] * 33, bound=0.5, confidence=0.95)
+
+    _, sentence, _ = decide(GATES, **{**FINE, "win_rate": seen}, power=power)  # type: ignore[arg-type]
+
+    # (1.96 + 0.84)² · 0.2517 / 0.05² by hand
+    assert "a true win rate of 68%; what was seen takes about 791 prompts to show." in sentence
+    assert "takes about" not in decide(GATES, **FINE, power=power)[1]  # type: ignore[arg-type]
 
 
 def test_nothing_measured_has_no_interval() -> None:

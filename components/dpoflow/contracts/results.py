@@ -25,6 +25,15 @@ class Interval(Contract):
     n: int
 
 
+class Power(Contract):
+    """What an evaluation of this size could have shown, 80 times in 100."""
+
+    detectable: float
+    """The least true value that would be found to lie above its bound."""
+    needed: int | None
+    """Prompts that it takes to find the value that was seen; None where it is not above."""
+
+
 class SnapshotResult(Contract):
     """Everything pinned: where the content lies, and its digests."""
 
@@ -164,6 +173,8 @@ class Decision(Contract):
     """One sentence that a reviewer can quote."""
     gates: tuple[Gate, ...]
     win_rate: Interval | None
+    power: Power | None = None
+    """Of the win rate; None without a judge, or where every comparison ended alike."""
     heldout_accuracy: Interval | None
     """Share of held-out pairs whose reward margin is positive."""
     heldout_margin: float | None

@@ -11,7 +11,7 @@ inconclusive   something was not measured, too few prompts, or an interval acros
 
 from math import isfinite
 
-from dpoflow.contracts.results import Gate, Interval, Verdict
+from dpoflow.contracts.results import Gate, Interval, Power, Verdict
 from dpoflow.contracts.spec import GateConfig
 
 
@@ -20,6 +20,7 @@ def decide(
     *,
     num_prompts: int,
     win_rate: Interval | None,
+    power: Power | None = None,
     heldout_rubric: Interval | None,
     perplexity_ratio: float | None,
     finished: float | None,
@@ -36,7 +37,10 @@ def decide(
     ]
     asked = tuple(gate for gate in told if gate is not None)
     verdict = _verdict(gates, asked, win_rate)
-    return verdict, _sentence(verdict, asked, win_rate), asked
+    sentence = _sentence(verdict, asked, win_rate)
+    if _is_undecided(gates, win_rate):
+        sentence += _what_it_takes(power)
+    return verdict, sentence, asked
 
 
 def _verdict(gates: GateConfig, asked: tuple[Gate, ...], win_rate: Interval | None) -> Verdict:
@@ -45,8 +49,24 @@ def _verdict(gates: GateConfig, asked: tuple[Gate, ...], win_rate: Interval | No
     if any(gate.passed is None for gate in asked) or asked[0].passed is False:
         return "inconclusive"
     failed = [gate.name for gate in asked if gate.passed is False]
-    undecided = win_rate is not None and win_rate.low <= gates.win_rate <= win_rate.high
-    return "inconclusive" if failed == ["win_rate"] and undecided else "reject"
+    undecided = failed == ["win_rate"] and _is_undecided(gates, win_rate)
+    return "inconclusive" if undecided else "reject"
+
+
+def _is_undecided(gates: GateConfig, win_rate: Interval | None) -> bool:
+    return win_rate is not None and win_rate.low <= gates.win_rate <= win_rate.high
+
+
+def _what_it_takes(power: Power | None) -> str:
+    if power is None:
+        return ""
+    if power.detectable < 1:
+        told = f" So many prompts would mostly have shown a true win rate of {power.detectable:.0%}"
+    else:
+        told = " So few prompts would not even have shown a true win rate of 100%"
+    if power.needed is None:
+        return f"{told}."
+    return f"{told}; what was seen takes about {power.needed:,} prompts to show."
 
 
 def _sentence(verdict: Verdict, asked: tuple[Gate, ...], win_rate: Interval | None) -> str:

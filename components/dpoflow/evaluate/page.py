@@ -7,7 +7,7 @@ Not     the numbers themselves (decide.py)
 
 from html import escape
 
-from dpoflow.contracts.results import Decision, Gate
+from dpoflow.contracts.results import Decision, Gate, Power
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.pages import Html, document, table, text
 
@@ -47,6 +47,17 @@ def _interval(decision: Decision) -> str:
         f'<div class="bar" title="win rate"><i style="left:{100 * rate.low:.1f}%;'
         f'width:{100 * (rate.high - rate.low):.1f}%"></i><b></b></div>'
         f"<p>win rate {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the line is 0.5</p>"
+        f"{_power(decision.power)}"
+    )
+
+
+def _power(power: Power | None) -> str:
+    if power is None:
+        return ""
+    takes = "" if power.needed is None else f"; what was seen takes about {power.needed:,}"
+    return (
+        f"<p>So many prompts would show a true win rate of {power.detectable:.3f} 80 times in 100"
+        f"{takes}.</p>"
     )
 
 

@@ -33,7 +33,7 @@ from dpoflow.evaluate.measure import (
     unseen_difference,
 )
 from dpoflow.evaluate.page import answers_page
-from dpoflow.evaluate.statistics import bootstrap_mean
+from dpoflow.evaluate.statistics import bootstrap_mean, power_of
 from dpoflow.judge.build import ahead_of, build
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.session import session
@@ -253,8 +253,10 @@ def _decide(
         )
 
     measures = _measures(seen) if compared else seen.left_out
-    win_rate = interval([comparison.outcome for comparison in compared])
-    num_judged = sum(comparison.outcome is not None for comparison in compared)
+    outcomes = [comparison.outcome for comparison in compared]
+    judged = [outcome for outcome in outcomes if outcome is not None]
+    win_rate, num_judged = interval(outcomes), len(judged)
+    power = power_of(judged, bound=config.gates.win_rate, confidence=config.confidence)
     if config.judge is not None and compared:
         measures["unreadable_verdicts"] = 1 - num_judged / len(compared)
     verdict, sentence, gates = decide(
@@ -262,6 +264,7 @@ def _decide(
         # What a judge could not say counts for nobody, and not as a prompt that was answered.
         num_prompts=len(compared) if config.judge is None else num_judged,
         win_rate=win_rate,
+        power=power,
         heldout_rubric=interval([comparison.heldout_difference for comparison in compared]),
         perplexity_ratio=measures.get("perplexity_ratio"),
         finished=measures.get("finished"),
@@ -274,6 +277,7 @@ def _decide(
         sentence=sentence,
         gates=gates,
         win_rate=win_rate,
+        power=power,
         heldout_accuracy=interval([float(margin > 0) for margin in margins]),
         heldout_margin=sum(margins) / len(margins) if margins else None,
         measures=measures,

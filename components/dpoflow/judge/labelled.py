@@ -13,13 +13,12 @@ Answers are named as the file numbers them (1 or 2, first or second), also in th
 
 import asyncio
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.judges import BudgetConfig, JudgeConfig
 from dpoflow.contracts.pairs import Message, PreferencePair, Source
 from dpoflow.endpoints.budget import Exhausted
@@ -29,8 +28,10 @@ from dpoflow.judge.qualify import Item
 from dpoflow.judge.verdict import Ballot, Choice, Outcome
 from dpoflow.sources.formats import registry
 from dpoflow.sources.reasons import REASONS, Quarantine
+from dpoflow.sources.whole import read_each, rows_of
 
 Label = Literal["first", "second", "tie"]
+_SHOWN_BY = "dpoflow judge qualify"
 
 _NAMES: dict[str, Choice] = {
     **dict.fromkeys(("1", "first", "a", "output_1"), "first"),
@@ -52,49 +53,12 @@ class Labelled(NamedTuple):
 
 def read_verdicts(path: Path) -> list[Item]:
     """Recorded verdicts in both orders. Raises DataRejected."""
-    return [_read(_verdict, row, path, at) for at, row in _rows(path)]
+    return read_each(rows_of(path), _verdict, path, _SHOWN_BY)
 
 
 def read_labelled(path: Path) -> list[Labelled]:
     """Labelled pairs. Raises DataRejected."""
-    return [_read(_labelled, row, path, at) for at, row in _rows(path)]
-
-
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    """(place, row) of a JSON list or of JSON lines."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); name a JSON or JSONL file"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataRejected(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
-    if text.lstrip().startswith("["):
-        rows = list(enumerate(_json(text, path, 1), start=1))
-    else:
-        lines = enumerate(text.split("\n"), start=1)  # splitlines would cut at U+2028, too
-        rows = [(at, _json(line, path, at)) for at, line in lines if line.strip()]
-    if not rows:
-        raise DataRejected(f"{path} holds no row; a judge is qualified on at least one")
-    return rows
-
-
-def _json(text: str, path: Path, at: int) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataRejected(f"{path}, line {at} is not JSON ({error}); mend that line") from None
-
-
-def _read(read: Callable[[Any], Any], row: Any, path: Path, at: int) -> Any:
-    try:
-        return read(row)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataRejected(
-            f"{path}, row {at}: {what}; dpoflow judge qualify --help shows the layouts"
-        ) from None
+    return read_each(rows_of(path), _labelled, path, _SHOWN_BY)
 
 
 def _verdict(row: Any) -> Item:
