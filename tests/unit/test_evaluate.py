@@ -1,8 +1,11 @@
 """Measures, intervals, the verdict: against scipy, by hand, and what must never be promoted."""
 
 import asyncio
+import json
+from collections.abc import Callable
 from itertools import product
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,10 @@ from scipy import stats
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.results import Decision, Interval, Verdict
 from dpoflow.contracts.rubric import Rubric
-from dpoflow.contracts.spec import GateConfig
+from dpoflow.contracts.spec import EvaluateConfig, GateConfig
+from dpoflow.evaluate.alpaca import score_alpaca
 from dpoflow.evaluate.decide import decide
+from dpoflow.evaluate.document import document_of, figures_of
 from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,
@@ -138,6 +143,54 @@ def test_prompts_that_are_called_enough_find_what_was_seen_eight_times_in_ten() 
 
     share = sum(each is not None and each.low > 0.5 for each in found) / 1000
     assert share == pytest.approx(0.8, abs=0.05)
+
+
+def compared(slice_of: Callable[[int], str] = lambda at: "all") -> list[Comparison]:
+    """Thirty comparisons: the candidate is longer each time, and wins two of three."""
+    return [
+        Comparison(
+            prompt_id=str(at),
+            slice=slice_of(at),
+            question="q",
+            base="b" * 40,
+            candidate="c" * (45 + at),
+            outcome=float(at % 3 != 0),
+        )
+        for at in range(30)
+    ]
+
+
+def test_the_win_rate_of_each_slice_is_that_of_its_prompts_alone() -> None:
+    rows = compared(lambda at: "returns" if at % 3 else "delivery")
+
+    document = document_of(EvaluateConfig(), rows, {}, [], {})
+
+    assert {name: (seen.value, seen.n) for name, seen in document.slices.items()} == {
+        "delivery": (0.0, 10),
+        "returns": (1.0, 20),
+    }
+    page = answers_page(document, rows)
+    assert "<td>delivery</td>" in page
+    figures = figures_of(document)
+    assert figures["eval/win_rate/returns_low"] == 1.0
+    assert figures["eval/win_rate"] == pytest.approx(20 / 30)
+
+
+def test_the_win_rate_at_equal_length_is_that_of_alpaca_evals_layout(tmp_path: Path) -> None:
+    rows = compared()
+    layout = [
+        {"output_1": each.base, "output_2": each.candidate, "preference": 1 + each.outcome}
+        for each in rows
+        if each.outcome is not None
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(layout))
+
+    document = document_of(EvaluateConfig(), rows, {}, [], {})
+
+    scores = score_alpaca(tmp_path / "annotations.json")
+    assert document.measures["win_rate_at_equal_length"] == pytest.approx(
+        scores.length_controlled_winrate / 100
+    )
 
 
 def test_comparisons_that_all_end_alike_tell_nothing_of_their_power() -> None:

@@ -175,6 +175,8 @@ class Decision(Contract):
     win_rate: Interval | None
     power: Power | None = None
     """Of the win rate; None without a judge, or where every comparison ended alike."""
+    slices: dict[str, Interval] = {}
+    """The win rate of each slice of the prompts."""
     heldout_accuracy: Interval | None
     """Share of held-out pairs whose reward margin is positive."""
     heldout_margin: float | None

@@ -26,7 +26,7 @@ def answers_page(decision: Decision, compared: list[Comparison]) -> str:
         decision.verdict,
         f'<h1 class="{colour}">{escape(decision.verdict)}</h1>'
         f"<p>{escape(decision.sentence)}</p>{_interval(decision)}"
-        f"{table(('gate', 'asked', 'seen', ''), map(_gate, decision.gates))}"
+        f"{table(('gate', 'asked', 'seen', ''), map(_gate, decision.gates))}{_slices(decision)}"
         f"<p>{len(compared)} held-out prompts; at most {_MAX_SHOWN} are shown, by id.</p>"
         f"{table(('prompt', 'base', 'candidate', 'won'), map(_row, compared[:_MAX_SHOWN]))}",
         _STYLE,
@@ -49,6 +49,18 @@ def _interval(decision: Decision) -> str:
         f"<p>win rate {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the line is 0.5</p>"
         f"{_power(decision.power)}"
     )
+
+
+def _slices(decision: Decision) -> str:
+    equal = decision.measures.get("win_rate_at_equal_length")
+    told = "" if equal is None else f"<p>At equal length the win rate would be {equal:.3f}.</p>"
+    if len(decision.slices) < 2:
+        return told
+    rows = (
+        (name, f"{seen.value:.3f}", f"[{seen.low:.3f}, {seen.high:.3f}]", str(seen.n))
+        for name, seen in decision.slices.items()
+    )
+    return told + table(("slice", "win rate", "interval", "prompts"), rows)
 
 
 def _power(power: Power | None) -> str:

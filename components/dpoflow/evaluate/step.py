@@ -19,11 +19,12 @@ from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.judges import RubricJudgeConfig
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
-from dpoflow.contracts.results import Decision, EvaluateResult, Interval
+from dpoflow.contracts.results import EvaluateResult
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
-from dpoflow.evaluate.decide import decide
+from dpoflow.evaluate.answered import answered
+from dpoflow.evaluate.document import document_of, figures_of
 from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,
@@ -33,14 +34,13 @@ from dpoflow.evaluate.measure import (
     unseen_difference,
 )
 from dpoflow.evaluate.page import answers_page
-from dpoflow.evaluate.statistics import bootstrap_mean, power_of
 from dpoflow.judge.build import ahead_of, build
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.session import session
 from dpoflow.judge.verdict import Outcome
 from dpoflow.policy.answers import repeats
 from dpoflow.policy.dtype import choose
-from dpoflow.policy.generate import Answer, generate, has_room
+from dpoflow.policy.generate import Answer, has_room
 from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
@@ -83,11 +83,12 @@ def run(
     artifacts = {"base": model, "policy": policy, "heldout": heldout}
     if judges is not None:
         artifacts["judges"] = judges
-    document = _decide(config, compared, seen, artifacts)
+    document = document_of(config, compared, _measures(seen), seen.pair_margins, artifacts)
     write_jsonl(compared, decision / "answers.jsonl")
     write_text(decision / "answers.html", answers_page(document, compared))
     write_text(decision / "decision.json", document.model_dump_json(indent=2) + "\n")
     state.events.say(f"{document.verdict}: {document.sentence}")
+    state.events.metrics(0, figures_of(document))
     rate = document.win_rate
     return EvaluateResult(
         verdict=document.verdict,
@@ -117,17 +118,18 @@ def _ask_both(
     kept = [p for p in prompts if has_room(candidate, words, p.prompt, config.sampling)]
     turns = [prompt.prompt for prompt in kept]
 
-    def answers(of: PreTrainedModel, words: PreTrainedTokenizerBase, name: str) -> list[Answer]:
-        return generate(
-            of,
+    def answers(
+        of: Path, with_it: PreTrainedModel, words: PreTrainedTokenizerBase, name: str
+    ) -> list[Answer]:
+        return answered(
+            with_it,
             words,
             turns,
-            config.sampling,
-            seed=config.seed,
+            config,
+            digest=manifest.read(of).digest,
             dtype=dtype,
-            store=state.work / f"{name}.jsonl",
-            events=state.events,
-            phase=f"{name} answers",
+            state=state,
+            name=name,
         )
 
     def margins(of: PreTrainedModel, name: str) -> list[float]:
@@ -146,11 +148,11 @@ def _ask_both(
             f"no room in the model's context for {len(prompts) - len(kept)} of {len(prompts)} "
             f"held-out prompts and {len(pairs) - len(encoded)} of {len(pairs)} pairs: left out"
         )
-    told = answers(candidate, words, "candidate")
+    told = answers(policy, candidate, words, "candidate")
     candidate_margins = margins(candidate, "candidate")
     del candidate
     base, tokenizer = load(model)
-    own = answers(base, tokenizer, "base")
+    own = answers(model, base, tokenizer, "base")
     base_margins = margins(base, "base")
 
     def surprise(said: list[Answer], name: str) -> list[tuple[float, int]]:
@@ -240,52 +242,9 @@ def _comparison(
     )
 
 
-def _decide(
-    config: EvaluateConfig,
-    compared: list[Comparison],
-    seen: _Answers,
-    artifacts: dict[str, Path],
-) -> Decision:
-    def interval(values: list[float | None]) -> Interval | None:
-        told = [value for value in values if value is not None]
-        return bootstrap_mean(
-            told, confidence=config.confidence, resamples=config.resamples, seed=config.seed
-        )
-
-    measures = _measures(seen) if compared else seen.left_out
-    outcomes = [comparison.outcome for comparison in compared]
-    judged = [outcome for outcome in outcomes if outcome is not None]
-    win_rate, num_judged = interval(outcomes), len(judged)
-    power = power_of(judged, bound=config.gates.win_rate, confidence=config.confidence)
-    if config.judge is not None and compared:
-        measures["unreadable_verdicts"] = 1 - num_judged / len(compared)
-    verdict, sentence, gates = decide(
-        config.gates,
-        # What a judge could not say counts for nobody, and not as a prompt that was answered.
-        num_prompts=len(compared) if config.judge is None else num_judged,
-        win_rate=win_rate,
-        power=power,
-        heldout_rubric=interval([comparison.heldout_difference for comparison in compared]),
-        perplexity_ratio=measures.get("perplexity_ratio"),
-        finished=measures.get("finished"),
-        length_ratio=measures.get("length_ratio"),
-    )
-    digests = {name: manifest.read(path).digest for name, path in artifacts.items()}
-    margins = seen.pair_margins
-    return Decision(
-        verdict=verdict,
-        sentence=sentence,
-        gates=gates,
-        win_rate=win_rate,
-        power=power,
-        heldout_accuracy=interval([float(margin > 0) for margin in margins]),
-        heldout_margin=sum(margins) / len(margins) if margins else None,
-        measures=measures,
-        digests=digests | {"config": sha256_json(config)},
-    )
-
-
 def _measures(seen: _Answers) -> dict[str, float]:
+    if not seen.prompts:
+        return seen.left_out
     base_ppl, candidate_ppl = perplexity(seen.base_nll), perplexity(seen.candidate_nll)
     measures = {
         "base_perplexity": base_ppl,

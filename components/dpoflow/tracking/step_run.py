@@ -203,7 +203,8 @@ class _MetricSender:
         events, offset = read_events(self._path, self._offset)
         fresh: dict[tuple[str, int], Metric] = {}
         for event in events:
-            for name, value in event.metrics.items():
+            for given, value in event.metrics.items():
+                name = _REFUSED.sub("_", given)
                 point = (name, event.at or 0)
                 if point not in self._sent and point not in fresh:
                     fresh[point] = Metric(name, value, int(event.time * 1000), event.at or 0)
