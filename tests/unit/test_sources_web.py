@@ -236,6 +236,21 @@ def test_where_the_end_is_unknown_a_whole_draft_is_known_to_be_whole(
     assert server.passed - before < MIB
 
 
+def test_beginning_anew_leaves_alone_what_was_handed_on_by_a_hard_link(
+    server: WebServer, tmp_path: Path
+) -> None:
+    """Killed after its content was kept, a step downloads again what has no sure version."""
+    server.pages["/a.jsonl"] = Page(rows(5), etag="", modified="")
+    fetch(look(f"{server.url}/a.jsonl"), tmp_path / "came")
+    (tmp_path / "kept").hardlink_to(tmp_path / "came")
+    server.pages["/a.jsonl"] = Page(rows(6), etag="", modified="")
+
+    fetch(look(f"{server.url}/a.jsonl"), tmp_path / "came")
+
+    assert (tmp_path / "came").read_bytes() == rows(6)
+    assert (tmp_path / "kept").read_bytes() == rows(5)
+
+
 @pytest.mark.full
 def test_coming_as_far_as_before_may_take_longer_than_patience(
     server: WebServer, tmp_path: Path

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,8 +111,10 @@ def write_origins(located: list[Located], folder: Path, path: Path) -> None:
 def _origin(file: DataFile | RemoteFile) -> dict[str, str]:
     if isinstance(file, RemoteFile):
         return {"uri": file.uri, "version": file.version}
-    modified = datetime.fromtimestamp(file.path.stat().st_mtime, UTC)
-    return {"uri": str(file.path), "modified": modified.isoformat()}
+    origin = {"uri": str(file.path)}
+    with suppress(FileNotFoundError):  # by now: what was copied of it is whole
+        origin["modified"] = datetime.fromtimestamp(file.path.stat().st_mtime, UTC).isoformat()
+    return origin
 
 
 def _refuse_namesakes(located: list[Located]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 from dpoflow.contracts.errors import DataRejected, ServiceUnavailable
 from dpoflow.sources.files import SUFFIXES, suffix_of
@@ -186,8 +186,7 @@ def _fetch(wanted: RemoteFile, target: Path, patience: Patience, progress: Progr
     if not wanted.exact or have > limit:
         have = 0
     while have != wanted.num_bytes:
-        with wanted.store.open(wanted, have) as body, target.open("ab") as out:
-            out.truncate(body.start)
+        with wanted.store.open(wanted, have) as body, _from(target, body.start) as out:
             have = body.start
             patience.begin(have)
             for chunk in body.chunks:
@@ -202,6 +201,16 @@ def _fetch(wanted: RemoteFile, target: Path, patience: Patience, progress: Progr
             return
         if have < wanted.num_bytes:
             raise Away(f"{wanted.uri} was cut off")
+
+
+def _from(target: Path, start: int) -> BinaryIO:
+    """To be written on from `start`: its end, or 0.
+
+    What begins anew is another file: an earlier attempt may have handed on this one by a hard link.
+    """
+    if start == 0:
+        target.unlink(missing_ok=True)
+    return target.open("ab")
 
 
 def _size(target: Path) -> int:
