@@ -339,6 +339,8 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
         ("x.jsonl.zst", zstd(as_lines(ROWS) * 99)[:-12], "damaged zstd"),
         ("x.csv", b"a,a\n1,2\n", "two columns called 'a'"),
         ("x.csv", b"a,\n1,2\n", "a column without a name"),
+        ("x.csv", b"a;b\n1;2,5\n", "separates its columns by semicolons"),
+        ("x.csv", b"a\tb\n1\t2\n", "separates its columns by tabs"),
         ("x.csv", b"a,b\n", "holds no rows"),
         ("x.csv", b'a,b\n1,"2\n', "line 2 is no sound CSV"),
         ("x.csv", b'a,b\n1,"2"3\n', "line 2 is no sound CSV"),

@@ -17,6 +17,8 @@ from dpoflow.sources.json_rows import Raw
 from dpoflow.sources.reasons import Quarantine
 from dpoflow.sources.streams import opened
 
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
 
 def read(path: Path, name: str, *, limit: int, most: int) -> Iterator[tuple[int, Raw]]:
     """Rows of `path`, numbered from 1; the header has no number."""
@@ -63,4 +65,10 @@ def _header(names: list[str], name: str) -> list[str]:
     if twice or not all(names):
         what = f"two columns called {twice[0]!r}" if twice else "a column without a name, or none"
         raise DataRejected(f"{name} has {what} in its first line; name each column once")
+    other = next((each for each in _OTHER_SEPARATORS if each in names[0]), None)
+    if len(names) == 1 and other is not None:
+        raise DataRejected(
+            f"{name} separates its columns by {_OTHER_SEPARATORS[other]}, and CSV does by commas; "
+            "save it with commas, texts in quotes"
+        )
     return names
