@@ -103,6 +103,9 @@ def test_mlflow_holds_the_parent_its_children_and_the_version(
     losses = client.get_metric_history(train.info.run_id, "train/loss")
     assert len(losses) == told["train"]["num_steps"]
     assert losses[0].value == pytest.approx(math.log(2), abs=1e-3)
+    evaluated = next(run for run in children if run.data.tags["dpoflow.step"] == "evaluate")
+    assert evaluated.data.metrics["eval/win_rate"] == told["evaluation"]["win_rate"]
+    assert evaluated.data.metrics["eval/win_rate_low"] == told["evaluation"]["ci"][0]
     data = {each.dataset.name: each for each in train.inputs.dataset_inputs}
     merged = folder_of(home, {tag.key: tag.value for tag in data["pairs"].tags}["sha256"])
     assert (merged / "train.parquet").exists()
