@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class SmallJob:
     """A folder with a spec and all it names."""
 
     folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Besides that of the tests, of which MLflow's and our own variables are left out."""
 
     @classmethod
     def write(cls, folder: Path) -> "SmallJob":
@@ -96,7 +98,7 @@ class SmallJob:
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("MLFLOW_", "DPOFLOW_"))
-        }
+        } | dict(self.environment)
         return subprocess.Popen(
             [sys.executable, "-m", "dpoflow_pipelines", *arguments],
             stdout=subprocess.PIPE,

@@ -3,9 +3,12 @@
 import json
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tests.e2e.job import SmallJob, policy_weights, summary
 from tests.tiny import tiny_folder
 
@@ -141,6 +144,39 @@ def test_require_promote_exits_4_when_the_verdict_is_another(job: SmallJob, home
     assert ended.code == 4
     assert "the verdict is inconclusive, not promote" in ended.err
     assert summary(home)["state"] == "SUCCEEDED"
+
+
+@pytest.mark.full
+def test_a_signed_decision_reaches_the_registry_and_no_model_is_asked_twice(
+    job: SmallJob, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    home, key = tmp_path / "home", tmp_path / "key.pem"
+    secret = Ed25519PrivateKey.generate()
+    key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = secret.public_key().public_bytes_raw().hex()
+    sign = ("--set", f"evaluate.signer={public}")
+    assert job.run(home).code == 0
+    unsigned = summary(home)["registry"]["version"]
+
+    without = job.call("run", job.spec, "--home", str(home), *sign)
+    with_it = replace(job, environment={"DPOFLOW_SIGNING_KEY": str(key)})
+    ended = with_it.call("run", job.spec, "--home", str(home), *sign)
+
+    assert without.code == 2
+    assert "DPOFLOW_SIGNING_KEY names no file" in without.err
+    assert ended.code == 0, ended.err
+    assert "answers made earlier" in ended.out
+    told = summary(home)
+    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    tags = {
+        version: client.get_model_version("small", str(version)).tags["dpoflow.signer"]
+        for version in (unsigned, told["registry"]["version"])
+    }
+    assert tags == {unsigned: "nobody", told["registry"]["version"]: public}
+    for path in (home / "runs").rglob("*"):
+        assert not path.is_file() or b"PRIVATE KEY" not in path.read_bytes()
 
 
 def test_a_trace_walks_to_the_sources_and_finds_one_changed_byte(

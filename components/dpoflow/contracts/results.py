@@ -184,7 +184,10 @@ class Decision(Contract):
     measures: dict[str, float]
     """Every other figure a gate or a reader may want."""
     digests: dict[str, str]
-    """policy, base, heldout, config: sha256 of each."""
+    """sha256 of each: policy, base, heldout, judges, answers, config, code, image; and what the
+    policy was made from, as `policy.pairs`, `policy.reference`."""
+    signer: str | None = None
+    """Whose key signs this file; None: nobody vouches for it."""
 
 
 class EvaluateResult(Contract):

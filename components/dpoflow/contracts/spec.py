@@ -481,6 +481,10 @@ class GateConfig(Contract):
     """Fewer held-out prompts than this are inconclusive."""
 
 
+PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Of an Ed25519 pair, in hex."""
+
+
 class EvaluateConfig(Contract):
     """Held-out evaluation of the candidate against its base."""
 
@@ -496,6 +500,8 @@ class EvaluateConfig(Contract):
     """Of every interval."""
     resamples: int = Field(5000, ge=200)
     """Bootstrap resamples."""
+    signer: PublicKey | None = None
+    """Whose key signs the decision; its private half is the file that DPOFLOW_SIGNING_KEY names."""
     seed: int = Field(0, ge=0)
 
 
@@ -504,6 +510,8 @@ class RegistryConfig(Contract):
 
     model: Name
     """Name of the registered model."""
+    signer: PublicKey | None = None
+    """Who must have signed the decision; `evaluate.signer` where it is left out."""
 
 
 class Spec(Contract):
@@ -525,12 +533,19 @@ class Spec(Contract):
     @model_validator(mode="before")
     @classmethod
     def _hand_down(cls, given: object) -> object:
-        """The spec's seed reaches sections that name none; its name names the registered model."""
+        """Fill what one section says for another.
+
+        The seed reaches sections that name none, the spec's name names the registered model, and
+        who signs decisions is who must have signed them.
+        """
         if not isinstance(given, dict) or not isinstance(given.get("seed", 0), int):
             return given
         filled = {"registry": {}, **given}
         if isinstance(filled["registry"], dict) and "name" in filled:
             filled["registry"] = {"model": filled["name"], **filled["registry"]}
+        evaluate = filled.get("evaluate")
+        if isinstance(filled["registry"], dict) and isinstance(evaluate, dict):
+            filled["registry"] = {"signer": evaluate.get("signer"), **filled["registry"]}
         for section in ("data", "synthesize", "train", "evaluate"):
             inside = filled.get(section, {"enabled": False} if section == "synthesize" else {})
             if isinstance(inside, dict):

@@ -1,6 +1,6 @@
 """The decision document: what was compared and measured, with intervals, and what follows.
 
-Reads   comparisons, measures, margins of held-out pairs, the artifacts that they are of
+Reads   comparisons, measures, margins of held-out pairs, digests of what they are of
 Gives   `document_of`; `figures_of`: its numbers as metrics
 Not     the verdict's rules (decide.py), how pages show it (page.py)
 """
@@ -8,11 +8,9 @@ Not     the verdict's rules (decide.py), how pages show it (page.py)
 from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite, nan
-from pathlib import Path
 
 import numpy as np
 
-from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.results import Decision, Interval
 from dpoflow.contracts.spec import EvaluateConfig
@@ -20,6 +18,7 @@ from dpoflow.evaluate.decide import decide
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.evaluate.statistics import bootstrap_mean, power_of
+from dpoflow.state.step import code_digest
 
 
 def document_of(
@@ -27,9 +26,9 @@ def document_of(
     compared: Sequence[Comparison],
     measures: dict[str, float],
     pair_margins: Sequence[float],
-    artifacts: dict[str, Path],
+    digests: dict[str, str],
 ) -> Decision:
-    """`artifacts` are sealed folders by role; their digests bind the document to them."""
+    """`digests` of what was compared, by role, bind the document to it."""
 
     def interval(values: Sequence[float | None]) -> Interval | None:
         told = [value for value in values if value is not None]
@@ -53,7 +52,6 @@ def document_of(
         finished=measures.get("finished"),
         length_ratio=measures.get("length_ratio"),
     )
-    digests = {name: manifest.read(path).digest for name, path in artifacts.items()}
     slices = {name: interval(of) for name, of in _by_slice(compared).items()}
     return Decision(
         verdict=verdict,
@@ -66,7 +64,8 @@ def document_of(
         heldout_margin=sum(pair_margins) / len(pair_margins) if pair_margins else None,
         # A contract takes no NaN; what is missing here is a gate that was not measured.
         measures={name: value for name, value in measures.items() if isfinite(value)},
-        digests=digests | {"config": sha256_json(config)},
+        digests=digests | {"config": sha256_json(config), "code": code_digest()},
+        signer=config.signer,
     )
 
 

@@ -2,11 +2,12 @@
 
 Reads   the candidate (train), the base and reward models (snapshot), held-out prompts and pairs
         (merge)
-Gives   decision.json, answers.jsonl with every comparison, answers.html for people
+Gives   decision.json and perhaps its signature, answers.jsonl with every comparison, answers.html
 Not     what follows from the verdict: register and the reviewer
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -44,6 +45,7 @@ from dpoflow.policy.generate import Answer, has_room
 from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.registry.signature import DECISION, check_key, sign
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
 
@@ -75,7 +77,8 @@ def run(
     judges: Path | None = None,
     state: StepState,
 ) -> EvaluateResult:
-    """Answer, judge, measure, decide."""
+    """Answer, judge, measure, decide, sign."""
+    vouched = check_key(config.signer)
     prompts = _prompts(heldout, config.max_prompts)
     pairs = list(read_parquet(heldout / "pairs.parquet", PreferencePair))
     seen = _ask_both(config, model, policy, prompts, pairs, state)
@@ -83,11 +86,15 @@ def run(
     artifacts = {"base": model, "policy": policy, "heldout": heldout}
     if judges is not None:
         artifacts["judges"] = judges
-    document = document_of(config, compared, _measures(seen), seen.pair_margins, artifacts)
     write_jsonl(compared, decision / "answers.jsonl")
+    digests = _digests(artifacts) | {"answers": manifest.sha256_file(decision / "answers.jsonl")}
+    document = document_of(config, compared, _measures(seen), seen.pair_margins, digests)
     write_text(decision / "answers.html", answers_page(document, compared))
-    write_text(decision / "decision.json", document.model_dump_json(indent=2) + "\n")
+    write_text(decision / DECISION, document.model_dump_json(indent=2) + "\n")
+    if config.signer is not None:
+        sign(decision)
     state.events.say(f"{document.verdict}: {document.sentence}")
+    state.events.say(vouched)
     state.events.metrics(0, figures_of(document))
     rate = document.win_rate
     return EvaluateResult(
@@ -97,6 +104,18 @@ def run(
         ci=(rate.low, rate.high) if rate else None,
         decision_digest=sha256_json(document),
     )
+
+
+def _digests(artifacts: dict[str, Path]) -> dict[str, str]:
+    """Of each, and of what the policy was made from."""
+    sealed = {name: manifest.read(path) for name, path in artifacts.items()}
+    made_from = sealed["policy"].parents
+    image = os.environ.get("DPOFLOW_IMAGE_DIGEST")
+    return {
+        **{name: each.digest for name, each in sealed.items()},
+        **{f"policy.{name}": digest for name, digest in made_from.items()},
+        **({"image": image} if image else {}),
+    }
 
 
 def _prompts(heldout: Path, limit: int | None) -> list[Prompt]:

@@ -8,9 +8,11 @@ Not     approving or promoting: that is the reviewer's
 from pathlib import Path
 
 from dpoflow.contracts import manifest
+from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.results import Decision, RegisterResult
 from dpoflow.contracts.spec import RegistryConfig
 from dpoflow.registry.lineage import ancestry
+from dpoflow.registry.signature import DECISION, SIGNATURE, signer_of
 from dpoflow.registry.versions import CHALLENGER, evidence_tag, record_version
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
@@ -22,8 +24,14 @@ def run(
     config: RegistryConfig, *, policy: Path, decision: Path, evidence: Path, state: StepState
 ) -> RegisterResult:
     """Record the version once, however often this is killed and run again."""
-    document = Decision.model_validate_json((decision / "decision.json").read_text("utf-8"))
+    signer = _signer(config, decision)
+    document = Decision.model_validate_json((decision / DECISION).read_text("utf-8"))
     policy_digest = manifest.read(policy).digest
+    if document.digests.get("policy") != policy_digest:
+        raise DataRejected(
+            f"the decision is on {document.digests.get('policy', 'no policy')[:12]}…, and the "
+            f"policy is {policy_digest[:12]}…; evaluate this one"
+        )
     decision_digest = manifest.read(decision).digest
     chain = ancestry(state.root, {"policy": policy_digest, "decision": decision_digest})
     write_text(evidence / "evidence.json", chain.model_dump_json(indent=2) + "\n")
@@ -31,14 +39,22 @@ def run(
     recorded = record_version(
         config.model,
         policy,
-        reports=[decision / "decision.json", decision / "answers.html", evidence / "evidence.json"],
+        reports=[
+            path
+            for path in (
+                *(decision / name for name in (DECISION, SIGNATURE, "answers.html")),
+                evidence / "evidence.json",
+            )
+            if path.exists()
+        ],
         alias=CHALLENGER if document.verdict == "promote" else None,
-        description=_description(document),
+        description=_description(document, signer),
         tags={
             "dpoflow.evidence": evidence_tag(policy_digest, decision_digest),
             "dpoflow.policy_digest": policy_digest,
             "dpoflow.decision_digest": decision_digest,
             "dpoflow.verdict": document.verdict,
+            "dpoflow.signer": signer or "nobody",
         },
         memory=state.work / "logged_model.json",
     )
@@ -46,12 +62,24 @@ def run(
     return recorded
 
 
-def _description(document: Decision) -> str:
+def _signer(config: RegistryConfig, decision: Path) -> str | None:
+    """Who vouches for the decision. DataRejected where the spec asks for somebody else."""
+    signer = signer_of(decision)
+    if config.signer not in (None, signer):
+        raise DataRejected(
+            f"the decision is signed by {signer or 'nobody'}, and registry.signer asks for "
+            f"{config.signer}; evaluate with that key"
+        )
+    return signer
+
+
+def _description(document: Decision, signer: str | None) -> str:
     rows = "\n".join(
         f"| {gate.name} | {gate.asked} | {gate.seen} | {_HELD[gate.passed]} |"
         for gate in document.gates
     )
     return (
         f"**{document.verdict}**: {document.sentence}\n\n"
-        f"| gate | asked | seen | |\n|---|---|---|---|\n{rows}\n"
+        f"| gate | asked | seen | |\n|---|---|---|---|\n{rows}\n\n"
+        + (f"Signed by `{signer}`.\n" if signer else "**Unsigned**: nobody vouches for this.\n")
     )
