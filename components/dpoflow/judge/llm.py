@@ -1,15 +1,17 @@
 """A judge that is a model behind an endpoint.
 
 Reads   `LlmJudgeConfig`, an `Endpoint`
-Gives   `LlmJudge`; pairwise it asks in both orders, pointwise it marks each answer alone
+Gives   `LlmJudge`; pairwise it asks in both orders, pointwise it marks each answer alone; what
+        grade.py asks in the same way: `worded`, `in_json`, `request_of`, `marked`
 Not     patience, limits, the cache (endpoints/); counting what an outcome is worth (qualify.py)
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 
 from dpoflow.contracts.base import sha256_json
-from dpoflow.contracts.judges import LlmJudgeConfig
+from dpoflow.contracts.judges import EndpointConfig, LlmJudgeConfig
 from dpoflow.contracts.pairs import Message
 from dpoflow.endpoints.cache import Reply, Request
 from dpoflow.endpoints.client import Endpoint, Unanswerable
@@ -17,11 +19,13 @@ from dpoflow.judge import parse
 from dpoflow.judge.template import NEEDS, Template, shipped, transcript
 from dpoflow.judge.verdict import Outcome, Verdict, counted, settle, unordered
 
-_IN_WORDS = {
+_IN_WORDS: dict[parse.Form, str] = {
     "pairwise": 'Reply with one JSON object and nothing else: {{"reason": "a sentence or two", '
     '"verdict": "A" or "B" or "tie"}}',
     "pointwise": 'Reply with one JSON object and nothing else: {{"reason": "a sentence or two", '
     '"score": 1 to 10}}',
+    "refusal": 'Reply with one JSON object and nothing else: {{"reason": "a sentence or two", '
+    f'"label": {" or ".join(map(json.dumps, parse.LABELS))}}}}}',
 }
 _ONE_LETTER = "Reply with one letter, A or B, and nothing else."
 _MARKS = 9
@@ -42,24 +46,66 @@ def template_of(config: LlmJudgeConfig) -> Template:
         else Template(name=f"own-{config.asks}", text=config.template)
     )
     base.check(NEEDS[config.asks])
-    ending = _IN_WORDS[config.asks] if config.answers in ("schema", "json") else _ONE_LETTER
-    return Template(name=base.name, text=f"{base.text}\n\n{ending}")
+    if config.answers in ("schema", "json"):
+        return worded(base, config.asks)
+    return _ending(base, _ONE_LETTER)
+
+
+def worded(base: Template, form: parse.Form) -> Template:
+    """`base`, and that the reply is to be JSON of that form."""
+    return _ending(base, _IN_WORDS[form])
+
+
+def _ending(base: Template, how: str) -> Template:
+    return Template(name=base.name, text=f"{base.text}\n\n{how}")
 
 
 def parameters_of(config: LlmJudgeConfig) -> dict[str, object]:
     """What goes to the server beside model and messages."""
-    parameters: dict[str, object] = {
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-    }
-    if config.answers == "schema":
-        schema = {"name": "verdict", "strict": True, "schema": parse.SCHEMAS[config.asks]}
-        parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+    parameters = in_json(config, config.asks)
     if config.answers in ("letter", "logprobs"):
         parameters["max_tokens"] = min(config.max_tokens, 4)
     if config.answers == "logprobs":
         parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     return parameters
+
+
+def in_json(config: LlmJudgeConfig, form: parse.Form) -> dict[str, object]:
+    """The same of a reply in JSON of that form, which `answers: schema` has the server hold to."""
+    parameters: dict[str, object] = {
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+    }
+    if config.answers == "schema":
+        schema = {"name": "verdict", "strict": True, "schema": parse.SCHEMAS[form]}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return parameters
+
+
+def request_of(
+    endpoint: EndpointConfig,
+    template: Template,
+    parameters: dict[str, object],
+    texts: dict[str, str],
+    repeat: int = 0,
+) -> Request:
+    """`template`, filled with `texts`, to the model of `endpoint`."""
+    return Request(
+        base_url=endpoint.base_url,
+        model=endpoint.model,
+        messages=({"role": "user", "content": template.fill(texts)},),
+        parameters=parameters,
+        template=template.id,
+        repeat=repeat,
+    )
+
+
+async def marked(endpoint: Endpoint, request: Request) -> parse.Mark:
+    """The mark that the server gives; none, with the reason, where it can never answer."""
+    try:
+        return parse.pointwise(await endpoint.ask(request))
+    except Unanswerable as error:
+        return parse.Mark(None, f"not asked: {error}")
 
 
 class LlmJudge:
@@ -107,23 +153,11 @@ class LlmJudge:
         return verdict.model_copy(update={"request": request.key})
 
     async def _mark(self, conversation: Sequence[Message], answer: str, repeat: int) -> parse.Mark:
-        request = self._request(
-            {"conversation": transcript(conversation), "answer": answer}, repeat
-        )
-        try:
-            return parse.pointwise(await self._endpoint.ask(request))
-        except Unanswerable as error:
-            return parse.Mark(None, f"not asked: {error}")
+        texts = {"conversation": transcript(conversation), "answer": answer}
+        return await marked(self._endpoint, self._request(texts, repeat))
 
     def _request(self, texts: dict[str, str], repeat: int) -> Request:
-        return Request(
-            base_url=self._endpoint.config.base_url,
-            model=self._endpoint.config.model,
-            messages=({"role": "user", "content": self.template.fill(texts)},),
-            parameters=self._parameters,
-            template=self.template.id,
-            repeat=repeat,
-        )
+        return request_of(self._endpoint.config, self.template, self._parameters, texts, repeat)
 
 
 def identify(config: LlmJudgeConfig) -> str:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dpoflow.contracts.judges import BudgetConfig, JudgeConfig, models_in
 from dpoflow.judge.build import Half, Servers
 from dpoflow.judge.llm import template_of
+from dpoflow.judge.template import Template
 from dpoflow.judge.trust import check_trust
 from dpoflow.state.step import RETRIES, StepState
 from dpoflow.tracking.calls import Calls, register_templates
@@ -25,12 +26,16 @@ async def session(
     *,
     half: Half,
     writers: Iterable[str] = (),
+    templates: Iterable[Template] = (),
 ) -> AsyncIterator[Servers]:
-    """Servers for as long as the context lasts. ConfigError for a judge that was found wanting."""
+    """Servers for as long as the context lasts. ConfigError for a judge that was found wanting.
+
+    `templates` are what its models are asked beside the judge's own question.
+    """
     for sentence in check_trust(judge, writers, half):
         state.events.say(sentence)
     models = list(models_in(judge))
-    register_templates((t.id, t.text) for t in map(template_of, models))
+    register_templates((t.id, t.text) for t in (*map(template_of, models), *templates))
     calls = Calls(max((each.traced for each in models), default=0.0))
     async with Servers(
         state.root / "answers.sqlite",
