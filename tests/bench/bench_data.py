@@ -234,9 +234,9 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
     from dpoflow.policy.answers import refuses
     from dpoflow.sources.files import read_rows
     from dpoflow.sources.formats import registry
-    from dpoflow.validate.contamination import Evaluations, Overlap
+    from dpoflow.texts.contamination import Evaluations, Overlap
+    from dpoflow.texts.language import language_of
     from dpoflow.validate.findings import is_damaged
-    from dpoflow.validate.language import language_of
     from dpoflow.validate.near import bands_of
     from dpoflow.validate.private import personal_in, secrets_in
     from dpoflow.validate.row import row_columns

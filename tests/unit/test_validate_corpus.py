@@ -26,10 +26,10 @@ from dpoflow.contracts.spec import LANGUAGES, SourceConfig, ValidateConfig
 from dpoflow.snapshot import data as snapshot_data
 from dpoflow.sources.pinned import Pinned
 from dpoflow.sources.reasons import Quarantine
+from dpoflow.texts.contamination import GRAM, Evaluations, Overlap
+from dpoflow.texts.language import language_of
 from dpoflow.validate import crew
 from dpoflow.validate.agreement import agreement_of, said
-from dpoflow.validate.contamination import GRAM, Evaluations, Overlap
-from dpoflow.validate.language import language_of
 from dpoflow.validate.near import NUM_BANDS, alike, bands_of, clusters
 from dpoflow.validate.private import personal_in, secrets_in
 from dpoflow.validate.row import Batch
@@ -654,7 +654,7 @@ from itertools import count
 from tests.unit.test_validate_corpus import batches
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.validate import crew
-from dpoflow.validate.contamination import Evaluations
+from dpoflow.texts.contamination import Evaluations
 
 if __name__ == "__main__":
     crew.processors = lambda: 2

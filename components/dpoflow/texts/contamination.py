@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpoflow.contracts.pairs import Item, PreferencePair, Rating
-from dpoflow.validate.plain import plain
+from dpoflow.texts.plain import plain
 
 GRAM = 13
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

@@ -20,7 +20,7 @@ from typing import Self
 from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.state.lifeline import tie_to_parent
-from dpoflow.validate.contamination import Evaluations
+from dpoflow.texts.contamination import Evaluations
 from dpoflow.validate.row import Batch, Columns, Examiner
 
 _FEW = 4

@@ -12,7 +12,7 @@ from ftfy.badness import is_bad
 from dpoflow.contracts.pairs import Item, PreferencePair, Rating
 from dpoflow.contracts.spec import Finding, ValidateConfig
 from dpoflow.policy.answers import refuses
-from dpoflow.validate.language import language_of
+from dpoflow.texts.language import language_of
 from dpoflow.validate.private import personal_in, secrets_in
 
 HIDDEN: frozenset[Finding] = frozenset({"personal", "secret"})

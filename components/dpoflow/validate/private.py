@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from dpoflow.validate.plain import texts_in
+from dpoflow.texts.plain import texts_in
 
 _MAIL = re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
 _DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")

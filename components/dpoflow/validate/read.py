@@ -20,11 +20,11 @@ from dpoflow.sources.json_rows import Raw
 from dpoflow.sources.pinned import FILES, Pinned, read_pinned
 from dpoflow.sources.reasons import Quarantine
 from dpoflow.state.events import Events
+from dpoflow.texts.contamination import Evaluations
+from dpoflow.texts.plain import texts_in
 from dpoflow.validate import excerpt
-from dpoflow.validate.contamination import Evaluations
 from dpoflow.validate.crew import Crew
 from dpoflow.validate.ledger import Ledger
-from dpoflow.validate.plain import texts_in
 from dpoflow.validate.row import Batch, tokenizer_of
 
 MAX_FIELDS_NAMED = 50

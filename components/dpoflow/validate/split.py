@@ -13,7 +13,7 @@ import hashlib
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, Split
-from dpoflow.validate.plain import plain
+from dpoflow.texts.plain import plain
 
 
 def side_of(drawn_by: str, *, seed: int, heldout_fraction: float) -> Split:
