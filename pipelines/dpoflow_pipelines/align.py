@@ -90,11 +90,14 @@ def _policy(
             state_root=state_root,
             suffix=suffix,
             policy=trained.outputs["policy"],
+            pairs=merged.outputs["training"],
             heldout=merged.outputs["heldout"],
             model_uri=pinned.outputs["model_uri"],
             model_digest=pinned.outputs["model_digest"],
             judges_uri=pinned.outputs["judges_uri"],
             judges_digest=pinned.outputs["judges_digest"],
+            champion_uri=pinned.outputs["champion_uri"],
+            champion_digest=pinned.outputs["champion_digest"],
         )
     )
     return trained, judged

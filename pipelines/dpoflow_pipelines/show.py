@@ -101,8 +101,8 @@ def _show_answers(console: Console, home: Path, summary: RunSummary) -> None:
         for line, _ in zip(lines, range(_EXAMPLES), strict=False):
             row = json.loads(line)
             console.print(f"\n[bold]{_excerpt(row['question'])}[/]", highlight=False)
-            for who in ("base", "candidate"):
-                console.print(f"  [dim]{who:9}[/] {_excerpt(row[who])}", highlight=False)
+            for who, answer in ((row["against"], row["theirs"]), ("candidate", row["candidate"])):
+                console.print(f"  [dim]{who:9}[/] {_excerpt(answer)}", highlight=False)
 
 
 def _excerpt(text: str) -> str:

@@ -73,9 +73,9 @@ STEPS = {
         "dpoflow.evaluate.step:run",
         spec.EvaluateConfig,
         results.EvaluateResult,
-        ("model", "policy", "heldout"),
+        ("model", "policy", "pairs", "heldout"),
         ("decision",),
-        optional=("judges",),
+        optional=("judges", "champion"),
     ),
     "register": Step(
         "dpoflow.register.step:run",

@@ -305,6 +305,33 @@ def test_a_version_is_trained_further_on_new_pairs_with_old_ones_mixed_in(
 
 
 @pytest.mark.full
+def test_a_new_candidate_is_held_against_the_champion_that_was_asked_before(
+    job: SmallJob, home: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from dpoflow.state.events import read_events
+
+    client = MlflowClient(summary(home)["mlflow"]["tracking_uri"])
+    client.set_registered_model_alias("small", "champion", "1")
+
+    ended = job.run(home, "train.beta=0.2", "train.max_tokens=254")
+
+    assert ended.code == 0, ended.out + ended.err
+    run = home / "runs" / summary(home)["run_id"]
+    task = json.loads((run / "tasks" / "evaluate.json").read_text())
+    decision = folder_of(home, task["outputs"]["decision"]) / "decision.json"
+    found = json.loads(decision.read_text())
+    assert list(found["against"]) == ["base", "champion"]
+    assert found["changed"]["beta"] == ["0.1", "0.2"]
+    assert "with the champion" in found["sentence"]
+    events, _ = read_events(Path(task["state_dir"]) / "events.jsonl")
+    made = {event.phase for event in events if event.done and event.unit == "answers"}
+    assert made == {"candidate answers"}
+    client.delete_registered_model_alias("small", "champion")
+
+
+@pytest.mark.full
 def test_a_sweep_is_one_run_that_asks_the_reference_once(
     job: SmallJob, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,21 +3,23 @@
 import asyncio
 import json
 from collections.abc import Callable
+from html.parser import HTMLParser
 from itertools import product
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from dpoflow.contracts.pairs import Message
-from dpoflow.contracts.results import Decision, Interval, Verdict
+from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Power, Verdict
 from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import EvaluateConfig, GateConfig
 from dpoflow.evaluate.alpaca import score_alpaca
-from dpoflow.evaluate.decide import decide
-from dpoflow.evaluate.document import document_of, figures_of
+from dpoflow.evaluate.decide import Evidence, decide
+from dpoflow.evaluate.document import Measured, document_of, figures_of
 from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,
@@ -34,18 +36,50 @@ from dpoflow.policy.answers import repeats
 from dpoflow.policy.generate import Answer
 
 GATES = GateConfig(heldout_rubric=0.0)
-FINE = {
+WON = Interval(value=0.7, low=0.6, high=0.8, n=60)
+FINE: dict[str, Any] = {
     "num_prompts": 60,
-    "win_rate": Interval(value=0.7, low=0.6, high=0.8, n=60),
+    "win_rate": WON,
+    "champion_win_rate": WON,
+    "equal_length": 0.65,
     "heldout_rubric": Interval(value=0.1, low=0.05, high=0.15, n=60),
     "perplexity_ratio": 1.1,
+    "heldout_perplexity_ratio": 1.2,
     "finished": 0.98,
     "length_ratio": 0.9,
+    "duplicate_answers": 0.0,
+    "refusing": 0.02,
+    "base_refusing": 0.01,
+    "other_language": 0.0,
+    "claim": True,
 }
+"""Everything that a gate looks at, such that all hold."""
+MEASURES = (
+    *("perplexity_ratio", "heldout_perplexity_ratio", "finished"),
+    *("duplicate_answers", "refusing", "base_refusing", "other_language"),
+)
 
 
-def verdict(**changes: object) -> Verdict:
-    return decide(GATES, **{**FINE, **changes})[0]  # type: ignore[arg-type]
+def evidence(power: Power | None = None, **changes: Any) -> Evidence:
+    seen = {**FINE, **changes}
+    told: dict[str, Any] = {
+        "at_equal_length": seen["equal_length"],
+        "length_ratio": seen["length_ratio"],
+    }
+    return Evidence(
+        num_prompts=seen["num_prompts"],
+        against={
+            "base": Opponent(win_rate=seen["win_rate"], power=power, **told),
+            "champion": Opponent(win_rate=seen["champion_win_rate"], **told),
+        },
+        measures={name: seen[name] for name in MEASURES if seen[name] is not None},
+        heldout_rubric=seen["heldout_rubric"],
+        claims=[Gate(name="data_current", asked="so", seen="?", passed=seen["claim"])],
+    )
+
+
+def verdict(**changes: Any) -> Verdict:
+    return decide(GATES, evidence(**changes))[0]
 
 
 def test_the_bootstrap_interval_is_scipys() -> None:
@@ -152,7 +186,8 @@ def compared(slice_of: Callable[[int], str] = lambda at: "all") -> list[Comparis
             prompt_id=str(at),
             slice=slice_of(at),
             question="q",
-            base="b" * 40,
+            against="base",
+            theirs="b" * 40,
             candidate="c" * (45 + at),
             outcome=float(at % 3 != 0),
         )
@@ -163,9 +198,10 @@ def compared(slice_of: Callable[[int], str] = lambda at: "all") -> list[Comparis
 def test_the_win_rate_of_each_slice_is_that_of_its_prompts_alone() -> None:
     rows = compared(lambda at: "returns" if at % 3 else "delivery")
 
-    document = document_of(EvaluateConfig(), rows, {}, [], {})
+    document = document_of(EvaluateConfig(), rows, Measured(), {})
 
-    assert {name: (seen.value, seen.n) for name, seen in document.slices.items()} == {
+    slices = document.against["base"].slices
+    assert {name: (seen.value, seen.n) for name, seen in slices.items()} == {
         "delivery": (0.0, 10),
         "returns": (1.0, 20),
     }
@@ -179,16 +215,16 @@ def test_the_win_rate_of_each_slice_is_that_of_its_prompts_alone() -> None:
 def test_the_win_rate_at_equal_length_is_that_of_alpaca_evals_layout(tmp_path: Path) -> None:
     rows = compared()
     layout = [
-        {"output_1": each.base, "output_2": each.candidate, "preference": 1 + each.outcome}
+        {"output_1": each.theirs, "output_2": each.candidate, "preference": 1 + each.outcome}
         for each in rows
         if each.outcome is not None
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(layout))
 
-    document = document_of(EvaluateConfig(), rows, {}, [], {})
+    document = document_of(EvaluateConfig(), rows, Measured(), {})
 
     scores = score_alpaca(tmp_path / "annotations.json")
-    assert document.measures["win_rate_at_equal_length"] == pytest.approx(
+    assert document.against["base"].at_equal_length == pytest.approx(
         scores.length_controlled_winrate / 100
     )
 
@@ -202,11 +238,11 @@ def test_an_undecided_win_rate_says_what_it_would_take() -> None:
     seen = Interval(value=0.55, low=0.44, high=0.66, n=60)
     power = power_of([0.0] * 27 + [1.0] * 33, bound=0.5, confidence=0.95)
 
-    _, sentence, _ = decide(GATES, **{**FINE, "win_rate": seen}, power=power)  # type: ignore[arg-type]
+    _, sentence, _ = decide(GATES, evidence(power, win_rate=seen))
 
     # (1.96 + 0.84)² · 0.2517 / 0.05² by hand
     assert "a true win rate of 68%; what was seen takes about 791 prompts to show." in sentence
-    assert "takes about" not in decide(GATES, **FINE, power=power)[1]  # type: ignore[arg-type]
+    assert "takes about" not in decide(GATES, evidence(power))[1]
 
 
 def test_nothing_measured_has_no_interval() -> None:
@@ -217,13 +253,14 @@ def test_all_gates_held_is_a_promote() -> None:
     assert verdict() == "promote"
 
 
-@pytest.mark.parametrize(
-    "missing", ["win_rate", "heldout_rubric", "perplexity_ratio", "finished", "length_ratio"]
-)
-def test_a_measure_that_is_missing_or_nan_is_inconclusive_and_never_a_promote(missing: str) -> None:
+@pytest.mark.parametrize("missing", sorted(FINE.keys() - {"num_prompts"}))
+def test_what_was_not_measured_is_inconclusive_and_never_a_promote(missing: str) -> None:
     assert verdict(**{missing: None}) == "inconclusive"
-    if missing not in ("win_rate", "heldout_rubric"):
-        assert verdict(**{missing: float("nan")}) == "inconclusive"
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_one_nan_closes_the_door(name: str) -> None:
+    assert verdict(**{name: float("nan")}) == "inconclusive"
 
 
 def test_too_few_prompts_are_inconclusive_however_good_they_look() -> None:
@@ -237,7 +274,15 @@ def test_too_few_prompts_are_inconclusive_however_good_they_look() -> None:
         ({"win_rate": Interval(value=0.5, low=0.5, high=0.5, n=60)}, "inconclusive"),
         ({"win_rate": Interval(value=0.3, low=0.2, high=0.4, n=60)}, "reject"),
         ({"heldout_rubric": Interval(value=-0.01, low=-0.1, high=0.08, n=60)}, "reject"),
+        ({"champion_win_rate": Interval(value=0.55, low=0.44, high=0.66, n=60)}, "inconclusive"),
+        ({"champion_win_rate": Interval(value=0.3, low=0.2, high=0.4, n=60)}, "reject"),
+        ({"equal_length": 0.5}, "reject"),
         ({"perplexity_ratio": 1.31}, "reject"),
+        ({"heldout_perplexity_ratio": 2.1}, "reject"),
+        ({"duplicate_answers": 0.31}, "reject"),
+        ({"refusing": 0.12}, "reject"),
+        ({"other_language": 0.11}, "reject"),
+        ({"claim": False}, "reject"),
         ({"finished": 0.94}, "reject"),
         ({"length_ratio": 0.49}, "reject"),
         ({"length_ratio": 1.21}, "reject"),
@@ -251,6 +296,8 @@ def test_no_combination_with_a_gate_unheld_is_ever_promoted() -> None:
     bad = {
         "num_prompts": 3,
         "win_rate": None,
+        "champion_win_rate": Interval(value=0.5, low=0.4, high=0.6, n=60),
+        "claim": None,
         "heldout_rubric": None,
         "perplexity_ratio": 9.0,
         "finished": 0.1,
@@ -262,7 +309,7 @@ def test_no_combination_with_a_gate_unheld_is_ever_promoted() -> None:
 
 
 def test_the_sentence_names_every_gate_that_was_not_held() -> None:
-    _, sentence, _ = decide(GATES, **{**FINE, "finished": 0.5, "length_ratio": 3.0})  # type: ignore[arg-type]
+    _, sentence, _ = decide(GATES, evidence(finished=0.5, length_ratio=3.0))
 
     assert "finished (0.500, asked at least 0.95)" in sentence
     assert "length_ratio (3.000" in sentence
@@ -318,25 +365,47 @@ def test_length_is_compared_by_medians() -> None:
     assert length_ratio(candidate, base) == pytest.approx(0.8)
 
 
+class Elements(HTMLParser):
+    """Every element of a page, and every address in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.wheres: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        named = ("src", "href", "xlink:href", "action", "srcset")
+        self.wheres += [value or "" for name, value in attrs if name in named]
+
+
 def test_the_page_escapes_what_models_say_and_asks_the_network_for_nothing() -> None:
     evil = '<script src="https://evil.example/x.js"></script><img src=x onerror=alert(1)>'
     decision = Decision(
         verdict="reject",
         sentence=evil,
-        gates=decide(GATES, **FINE)[2],  # type: ignore[arg-type]
-        win_rate=FINE["win_rate"],
-        heldout_accuracy=None,
-        heldout_margin=None,
-        measures={},
+        gates=decide(GATES, evidence())[2],
+        against={evil: Opponent(win_rate=WON, slices={evil: WON, "$": WON})},
+        changed={evil: (evil, evil)},
+        measures={evil: 1.0},
+        judge=evil,
         digests={},
     )
     row = Comparison(
-        prompt_id="0", slice=evil, question=evil, base=evil, candidate=evil, outcome=1.0
+        prompt_id="0",
+        slice=evil,
+        question=evil,
+        against=evil,
+        theirs=evil,
+        candidate=evil,
+        outcome=1.0,
+        reasons=(evil,),
     )
 
     page = answers_page(decision, [row])
 
-    assert "<script" not in page
-    assert "<img" not in page
-    assert page.count("&lt;script src=") == 5
-    assert 'src="http' not in page
+    elements = Elements()
+    elements.feed(page)
+    assert not {"script", "img", "link", "iframe"} & set(elements.tags)
+    assert all(where.startswith("#") for where in elements.wheres)
+    assert page.count("&lt;script src=") >= 15  # everywhere that somebody's words stand

@@ -24,9 +24,7 @@ def register(folder: Path, config: RegistryConfig, digest: str) -> None:
         verdict="promote",
         sentence="It won.",
         gates=(),
-        win_rate=None,
-        heldout_accuracy=None,
-        heldout_margin=None,
+        against={},
         measures={},
         digests={"policy": digest},
     )

@@ -149,7 +149,8 @@ def artifact(home: Path, digest: str, **pages: str) -> dict[str, str]:
 
 
 def test_long_answers_are_cut_and_the_pages_that_have_them_whole_are_named(tmp_path: Path) -> None:
-    row = {"question": "Why?", "base": "Short.", "candidate": "on and on " * 900}
+    row = {"question": "Why?", "against": "base", "theirs": "Short."}
+    row["candidate"] = "on and on " * 900
     outputs = artifact(
         tmp_path, "d1", answers_html="<p>", decision_json="{}", answers_jsonl=json.dumps(row)
     )

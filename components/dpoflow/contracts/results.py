@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from dpoflow.contracts.base import Contract
+from dpoflow.contracts.judges import Qualification
 
 Verdict = Literal["promote", "reject", "inconclusive"]
 TaskState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "SKIPPED"]
@@ -23,6 +24,16 @@ class Interval(Contract):
     low: float
     high: float
     n: int
+
+
+class Test(Contract):
+    """How surprising the data would be if there were no difference; two-sided."""
+
+    p: float
+    p_holm: float | None = None
+    """For all tests of the decision together."""
+    n: int
+    """Prompts that tell: neither ties nor prompts on which both do the same."""
 
 
 class Power(Contract):
@@ -48,6 +59,9 @@ class SnapshotResult(Contract):
     judges_uri: str = ""
     """Of a folder with the reward models that judge; empty where there is none."""
     judges_digest: str = ""
+    champion_uri: str = ""
+    """Empty where no version has the alias yet, or none is asked for."""
+    champion_digest: str = ""
     num_files: int
     num_bytes: int
     """Of the data; the model's files are not counted."""
@@ -162,30 +176,74 @@ class Gate(Contract):
     seen: str
     passed: bool | None
     """None where it could not be measured; that is never a pass."""
+    undecided: bool = False
+    """Whether it was missed in a way that more prompts may mend: the interval holds the bound."""
+
+
+class Opponent(Contract):
+    """How the candidate's answers fare beside those of another model to the same prompts."""
+
+    win_rate: Interval | None
+    """None without a judge."""
+    power: Power | None = None
+    """Of the win rate; None without a judge, or where every comparison ended alike."""
+    slices: dict[str, Interval] = {}
+    """The win rate of each slice of the prompts."""
+    at_equal_length: float | None = None
+    """What the win rate would be (AlpacaEval 2's regression without difficulties)."""
+    length_ratio: float | None = None
+    """Median tokens an answer, the candidate's over the other's; None across tokenizers."""
+
+
+class Preference(Contract):
+    """Held-out pairs under the candidate, beside the base: the objective itself on unseen pairs."""
+
+    accuracy: Interval
+    """Share of the pairs whose margin is positive."""
+    margin: Interval
+    """Implicit reward margin, in nats (before beta)."""
+    chosen: float
+    rejected: float
+    """By how much likelier each answer is than under the base: mean log-ratio, in nats."""
+    kl: float | None
+    """Mean log-ratio of the candidate's own answers, in nats an answer: an estimate of the
+    divergence from the base where answers are drawn at temperature 1, a likeness of it else."""
+    beta: float | None
+    """That the policy was trained with; None where its config names none."""
+    brier: float | None
+    calibration_error: float | None
+    """Of sigmoid(beta * margin) as the probability that people prefer the chosen answer; the second
+    is the mean gap over ten bins of equal width. None without beta."""
+    slices: dict[str, Interval] = {}
+    """The accuracy of each slice."""
 
 
 class Decision(Contract):
     """Whether the candidate may be shown to a reviewer, and on what evidence."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     verdict: Verdict
     sentence: str
     """One sentence that a reviewer can quote."""
     gates: tuple[Gate, ...]
-    win_rate: Interval | None
-    power: Power | None = None
-    """Of the win rate; None without a judge, or where every comparison ended alike."""
-    slices: dict[str, Interval] = {}
-    """The win rate of each slice of the prompts."""
-    heldout_accuracy: Interval | None
-    """Share of held-out pairs whose reward margin is positive."""
-    heldout_margin: float | None
-    """Mean implicit reward margin of the held-out pairs, in nats (before beta)."""
+    against: dict[str, Opponent]
+    """The base, and the champion if there is one."""
+    preference: Preference | None = None
+    """None without held-out pairs."""
+    tests: dict[str, Test] = {}
+    """By what was compared, as `win_rate/base`."""
     measures: dict[str, float]
     """Every other figure a gate or a reader may want."""
+    judge: str | None = None
+    """What the judge calls itself."""
+    qualification: Qualification | None = None
+    """Of that judge; None for a rubric, which is what it says, and where nobody held it against
+    people's labels."""
+    changed: dict[str, tuple[str, str]] = {}
+    """What the candidate was made with and the champion was not: (champion's, candidate's)."""
     digests: dict[str, str]
-    """sha256 of each: policy, base, heldout, judges, answers, config, code, image; and what the
-    policy was made from, as `policy.pairs`, `policy.reference`."""
+    """sha256 of each: policy, base, champion, heldout, judges, answers, config, code, image; and
+    what the policy was made from, as `policy.pairs`, `policy.reference`."""
     signer: str | None = None
     """Whose key signs this file; None: nobody vouches for it."""
 

@@ -58,6 +58,9 @@ ROLES = ("base", "init", "champion")
 REGISTRY = "models:/"
 """How URIs of MLflow's registry begin."""
 
+CHAMPION = "champion"
+"""The alias of the version that serves."""
+
 TRAIN_DEADLINE_S = 8 * 24 * 3600
 """How long the task that trains may take, wherever it runs."""
 
@@ -134,6 +137,8 @@ class SnapshotConfig(Contract):
     """What it is held to; where it starts when absent."""
     judges: tuple[str, ...] = ()
     """Reward models that judge."""
+    champion: str | None = None
+    """What the candidate must beat beside the base. An alias `champion` may not be there yet."""
     max_download_gb: float = Field(64, gt=0)
     """A file from elsewhere that is larger is refused, in GiB."""
 
@@ -468,15 +473,29 @@ class GateConfig(Contract):
     """What a candidate must show. A gate that cannot be measured is never passed."""
 
     win_rate: float = Field(0.5, ge=0, lt=1)
-    """The lower end of the win rate's 95% interval against the base must lie above this."""
+    """The lower end of the win rate's interval against the base must lie above this."""
+    champion_win_rate: float | None = Field(0.5, ge=0, lt=1)
+    """The same against the champion, where there is one. None: no gate."""
+    equal_length: float | None = Field(0.5, ge=0, lt=1)
+    """What either win rate would be at equal length must lie above this. None: no gate."""
     heldout_rubric: float | None = Field(-0.02, ge=-1, le=1)
     """Mean score on checks kept out of training, candidate minus base, at least. None: no gate."""
     perplexity_ratio: float | None = Field(1.3, gt=0)
     """The base's perplexity on the candidate's answers, over that on its own, at most."""
+    heldout_perplexity: float | None = Field(2.0, gt=0)
+    """Perplexity on the chosen answers of held-out pairs, candidate over base, at most. DPO may
+    raise it a little; a model that lost its language raises it a lot."""
     finished: float | None = Field(0.95, ge=0, le=1)
     """Share of answers that end by themselves and do not repeat, at least."""
     length_ratio: tuple[float, float] | None = (0.5, 1.2)
-    """Median answer length, candidate over base, in tokens: [at least, at most]."""
+    """Median answer length, candidate over each opponent, in tokens: [at least, at most]."""
+    duplicate_answers: float | None = Field(0.3, ge=0, le=1)
+    """Share of answers that another prompt got word for word, at most: what answers everything
+    answers nothing. None where a few answers are all there is to say."""
+    refusal_drift: float | None = Field(0.1, ge=0, le=1)
+    """Share of answers that refuse, candidate minus base, at most."""
+    language_drift: float | None = Field(0.1, ge=0, le=1)
+    """Share of prompts answered in another language than the base's answer, at most."""
     min_prompts: int = Field(20, ge=1)
     """Fewer held-out prompts than this are inconclusive."""
 
@@ -486,10 +505,13 @@ PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class EvaluateConfig(Contract):
-    """Held-out evaluation of the candidate against its base."""
+    """Held-out evaluation of the candidate against its base, and against the champion."""
 
     judge: JudgeConfig | None = None
     """Decides each paired comparison; without one the verdict is inconclusive."""
+    champion: str | None = "champion"
+    """The model that the candidate is to replace: `champion` is the version of the registry with
+    that alias, if there is one yet; else a model's URI. None: compared with the base alone."""
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
     """What the judge may cost; an evaluation that would go beyond it is not done by half."""
@@ -569,6 +591,7 @@ class Spec(Contract):
             init=init,
             reference=init if reference == "init" else self._model(reference),
             judges=tuple(sorted({each.model for each in self._reward_models()})),
+            champion=self.evaluate.champion and self._model(self.evaluate.champion),
             max_download_gb=self.data.max_download_gb,
         )
 
@@ -578,8 +601,8 @@ class Spec(Contract):
         yield from rewards_in(self.evaluate.judge)
 
     def _model(self, name: str) -> str:
-        champion = f"models:/{self.registry.model}@champion"
-        return {"base": self.model, "champion": champion}.get(name, name)
+        champion = f"{REGISTRY}{self.registry.model}@{CHAMPION}"
+        return {"base": self.model, CHAMPION: champion}.get(name, name)
 
     def arguments(self) -> dict[str, str]:
         """The parameters of the `align` pipeline: each step's section as canonical JSON."""
@@ -592,6 +615,8 @@ class Spec(Contract):
             "train_config": canonical_json(
                 self.train.model_dump(mode="json", exclude={"init", "reference"})
             ),
-            "evaluate_config": canonical_json(self.evaluate),
+            "evaluate_config": canonical_json(
+                self.evaluate.model_dump(mode="json", exclude={"champion"})
+            ),
             "registry_config": canonical_json(self.registry),
         }

@@ -3,7 +3,7 @@
     ROOT/answers/KEY.jsonl    of one model, prompts, sampling, seed and dtype
 
 Reads   a model, prompts
-Gives   `answered`
+Gives   `answered`; `identity`, what names a model whatever lies beside it
 Not     generating (policy/generate.py)
 
 The base is asked once however many candidates it meets, and a candidate not again once it is what
@@ -12,17 +12,28 @@ others are compared with.
 
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, prompt_digest
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.policy.dtype import name_of
 from dpoflow.policy.generate import Answer, generate
+from dpoflow.policy.load import NEEDED
 from dpoflow.state.files import replace
 from dpoflow.state.step import StepState
+
+
+def identity(folder: Path) -> str:
+    """Of the files that make a sealed model: a candidate keeps its name once it is the champion."""
+    files = manifest.read(folder).files
+    kept = {name: each for name, each in files.items() if any(fnmatch(name, of) for of in NEEDED)}
+    return manifest.files_digest(kept)
 
 
 def answered(
@@ -36,7 +47,7 @@ def answered(
     state: StepState,
     name: str,
 ) -> list[Answer]:
-    """One answer a prompt, in their order. `digest` names the model's files."""
+    """One answer a prompt, in their order. `digest` is the model's `identity`."""
     key = sha256_json(
         {
             "model": digest,

@@ -14,11 +14,14 @@ def evaluate(
     model_digest: str,
     judges_uri: str,
     judges_digest: str,
+    champion_uri: str,
+    champion_digest: str,
     policy: dsl.Input[dsl.Model],
+    pairs: dsl.Input[dsl.Dataset],
     heldout: dsl.Input[dsl.Dataset],
     decision: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Compare candidate and base on held-out prompts; returns the verdict."""
+    """Compare the candidate with base and champion on held-out prompts; returns the verdict."""
     from dpoflow.state.step import begin
 
     task = begin("evaluate", suffix)
@@ -29,13 +32,21 @@ def evaluate(
     from dpoflow.evaluate.step import run
 
     knobs = EvaluateConfig.model_validate_json(config)
-    # Another judge's model changes nothing here.
-    judges = {"judges": judges_uri} if judges_uri and any(rewards_in(knobs.judge)) else {}
+    inputs = {
+        "model": model_uri,
+        "policy": policy.path,
+        "pairs": pairs.path,
+        "heldout": heldout.path,
+    }
+    if judges_uri and any(rewards_in(knobs.judge)):  # another judge's model changes nothing here
+        inputs["judges"] = judges_uri
+    if champion_uri:
+        inputs["champion"] = champion_uri
     done = task.execute(
         run,
         knobs,
         root=state_root,
-        inputs={"model": model_uri, "policy": policy.path, "heldout": heldout.path} | judges,
+        inputs=inputs,
         outputs={"decision": decision.path},
         kind=EvaluateResult,
     )

@@ -1,60 +1,81 @@
 """The verdict: promote, reject or inconclusive. It fails closed.
 
 Reads   what was measured, and the gates of the spec
-Gives   `decide`
-Not     measuring (measure.py), intervals (statistics.py)
+Gives   `decide`, `Evidence`
+Not     measuring (measure.py), intervals (statistics.py), judge and data by themselves (claims.py)
 
 promote        every gate was measured and holds
 reject         a gate was measured and does not hold, and the data could have shown it
 inconclusive   something was not measured, too few prompts, or an interval across its bound
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
+from typing import NamedTuple
 
-from dpoflow.contracts.results import Gate, Interval, Power, Verdict
-from dpoflow.contracts.spec import GateConfig
+from dpoflow.contracts.results import Gate, Interval, Opponent, Power, Verdict
+from dpoflow.contracts.spec import CHAMPION, GateConfig
+from dpoflow.evaluate.heard import BASE
 
 
-def decide(
-    gates: GateConfig,
-    *,
-    num_prompts: int,
-    win_rate: Interval | None,
-    power: Power | None = None,
-    heldout_rubric: Interval | None,
-    perplexity_ratio: float | None,
-    finished: float | None,
-    length_ratio: float | None,
-) -> tuple[Verdict, str, tuple[Gate, ...]]:
+class Evidence(NamedTuple):
+    """Everything that a gate looks at."""
+
+    num_prompts: int
+    against: Mapping[str, Opponent]
+    """The base is always there."""
+    measures: Mapping[str, float]
+    heldout_rubric: Interval | None = None
+    claims: Sequence[Gate] = ()
+    """Gates that hold, or do not, whatever the answers are like."""
+
+
+def decide(gates: GateConfig, seen: Evidence) -> tuple[Verdict, str, tuple[Gate, ...]]:
     """Verdict, one sentence that a reviewer can quote, and every gate with what was seen."""
-    told = [
-        _enough(gates, num_prompts),
-        _win_rate(gates, win_rate),
-        _heldout(gates, heldout_rubric),
-        _at_most("perplexity_ratio", gates.perplexity_ratio, perplexity_ratio),
-        _at_least("finished", gates.finished, finished),
-        _between("length_ratio", gates.length_ratio, length_ratio),
-    ]
-    asked = tuple(gate for gate in told if gate is not None)
-    verdict = _verdict(gates, asked, win_rate)
-    sentence = _sentence(verdict, asked, win_rate)
-    if _is_undecided(gates, win_rate):
-        sentence += _what_it_takes(power)
+    asked = (*_asked(gates, seen), *seen.claims)
+    verdict = _verdict(asked)
+    sentence = _sentence(verdict, asked, seen.against)
+    for name, opponent in seen.against.items():
+        if any(gate.undecided and gate.name == _win_rate_of(name) for gate in asked):
+            sentence += _what_it_takes(opponent.power)
     return verdict, sentence, asked
 
 
-def _verdict(gates: GateConfig, asked: tuple[Gate, ...], win_rate: Interval | None) -> Verdict:
-    if all(gate.passed is True for gate in asked):
+def _asked(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
+    measured = seen.measures.get
+    yield _enough(gates, seen.num_prompts)
+    yield _superior(_win_rate_of(BASE), gates.win_rate, seen.against[BASE].win_rate)
+    champion = seen.against.get(CHAMPION)
+    if champion is not None and gates.champion_win_rate is not None:
+        yield _superior(_win_rate_of(CHAMPION), gates.champion_win_rate, champion.win_rate)
+    for name, opponent in seen.against.items():
+        yield from _above(f"equal_length_{name}", gates.equal_length, opponent.at_equal_length)
+    yield from _heldout(gates, seen.heldout_rubric)
+    yield from _at_most("perplexity_ratio", gates.perplexity_ratio, measured("perplexity_ratio"))
+    yield from _at_most(
+        "heldout_perplexity", gates.heldout_perplexity, measured("heldout_perplexity_ratio")
+    )
+    yield from _at_least("finished", gates.finished, measured("finished"))
+    for name, opponent in seen.against.items():
+        ending = "" if name == BASE else f"_{name}"
+        yield from _between(f"length_ratio{ending}", gates.length_ratio, opponent.length_ratio)
+    yield from _at_most("duplicate_answers", gates.duplicate_answers, measured("duplicate_answers"))
+    refusing, before = measured("refusing"), measured("base_refusing")
+    drift = None if refusing is None or before is None else refusing - before
+    yield from _at_most("refusal_drift", gates.refusal_drift, drift)
+    yield from _at_most("language_drift", gates.language_drift, measured("other_language"))
+
+
+def _win_rate_of(opponent: str) -> str:
+    return "win_rate" if opponent == BASE else f"{opponent}_win_rate"
+
+
+def _verdict(asked: Sequence[Gate]) -> Verdict:
+    missed = [gate for gate in asked if gate.passed is not True]
+    if not missed:
         return "promote"
-    if any(gate.passed is None for gate in asked) or asked[0].passed is False:
-        return "inconclusive"
-    failed = [gate.name for gate in asked if gate.passed is False]
-    undecided = failed == ["win_rate"] and _is_undecided(gates, win_rate)
-    return "inconclusive" if undecided else "reject"
-
-
-def _is_undecided(gates: GateConfig, win_rate: Interval | None) -> bool:
-    return win_rate is not None and win_rate.low <= gates.win_rate <= win_rate.high
+    unmeasured = any(gate.passed is None for gate in missed)
+    return "inconclusive" if unmeasured or all(gate.undecided for gate in missed) else "reject"
 
 
 def _what_it_takes(power: Power | None) -> str:
@@ -69,14 +90,17 @@ def _what_it_takes(power: Power | None) -> str:
     return f"{told}; what was seen takes about {power.needed:,} prompts to show."
 
 
-def _sentence(verdict: Verdict, asked: tuple[Gate, ...], win_rate: Interval | None) -> str:
-    if win_rate is None:
-        won = "Nothing decided the comparisons with the base (evaluate.judge would)"
+def _sentence(verdict: Verdict, asked: Sequence[Gate], against: Mapping[str, Opponent]) -> str:
+    won = " and ".join(
+        f"{each.win_rate.value:.0%} of {each.win_rate.n} comparisons with the {name} "
+        f"[{each.win_rate.low:.0%}, {each.win_rate.high:.0%}]"
+        for name, each in against.items()
+        if each.win_rate is not None
+    )
+    if won:
+        won = f"The candidate won {won}"
     else:
-        won = (
-            f"The candidate won {win_rate.value:.0%} of {win_rate.n} comparisons with the base "
-            f"[{win_rate.low:.0%}, {win_rate.high:.0%}]"
-        )
+        won = "Nothing decided the comparisons with the base (evaluate.judge would)"
     if verdict == "promote":
         return f"{won} and held all {len(asked)} gates."
     missed = [f"{gate.name} ({gate.seen}, asked {gate.asked})" for gate in asked if not gate.passed]
@@ -84,32 +108,39 @@ def _sentence(verdict: Verdict, asked: tuple[Gate, ...], win_rate: Interval | No
 
 
 def _enough(gates: GateConfig, num_prompts: int) -> Gate:
+    enough = num_prompts >= gates.min_prompts
     return Gate(
         name="enough_prompts",
         asked=f"at least {gates.min_prompts}",
         seen=str(num_prompts),
-        passed=num_prompts >= gates.min_prompts,
+        # Too few show nothing, neither for nor against: whatever else was missed may be chance.
+        passed=True if enough else None,
     )
 
 
-def _win_rate(gates: GateConfig, seen: Interval | None) -> Gate:
-    asked = f"lower bound > {gates.win_rate:g}"
+def _superior(name: str, bound: float, seen: Interval | None) -> Gate:
+    asked = f"lower bound > {bound:g}"
     if seen is None:
-        return Gate(name="win_rate", asked=asked, seen="no judge", passed=None)
-    text = f"{seen.value:.3f} [{seen.low:.3f}, {seen.high:.3f}]"
-    return Gate(name="win_rate", asked=asked, seen=text, passed=seen.low > gates.win_rate)
+        return Gate(name=name, asked=asked, seen="no judge", passed=None)
+    return Gate(
+        name=name,
+        asked=asked,
+        seen=f"{seen.value:.3f} [{seen.low:.3f}, {seen.high:.3f}]",
+        passed=seen.low > bound,
+        undecided=seen.low <= bound <= seen.high,
+    )
 
 
-def _heldout(gates: GateConfig, seen: Interval | None) -> Gate | None:
+def _heldout(gates: GateConfig, seen: Interval | None) -> Iterator[Gate]:
     if gates.heldout_rubric is None:
-        return None
+        return
     asked = f"mean difference >= {gates.heldout_rubric:g}"
     if seen is None:
-        return Gate(name="heldout_rubric", asked=asked, seen="no held-out checks", passed=None)
+        yield Gate(name="heldout_rubric", asked=asked, seen="no held-out checks", passed=None)
+        return
     text = f"{seen.value:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}]"
-    return Gate(
-        name="heldout_rubric", asked=asked, seen=text, passed=seen.value >= gates.heldout_rubric
-    )
+    passed = seen.value >= gates.heldout_rubric
+    yield Gate(name="heldout_rubric", asked=asked, seen=text, passed=passed)
 
 
 def _measured(name: str, asked: str, seen: float | None, holds: bool) -> Gate:
@@ -118,21 +149,23 @@ def _measured(name: str, asked: str, seen: float | None, holds: bool) -> Gate:
     return Gate(name=name, asked=asked, seen=f"{seen:.3f}", passed=holds)
 
 
-def _at_most(name: str, bound: float | None, seen: float | None) -> Gate | None:
-    if bound is None:
-        return None
-    return _measured(name, f"at most {bound:g}", seen, seen is not None and seen <= bound)
+def _above(name: str, bound: float | None, seen: float | None) -> Iterator[Gate]:
+    if bound is not None:
+        yield _measured(name, f"above {bound:g}", seen, seen is not None and seen > bound)
 
 
-def _at_least(name: str, bound: float | None, seen: float | None) -> Gate | None:
-    if bound is None:
-        return None
-    return _measured(name, f"at least {bound:g}", seen, seen is not None and seen >= bound)
+def _at_most(name: str, bound: float | None, seen: float | None) -> Iterator[Gate]:
+    if bound is not None:
+        yield _measured(name, f"at most {bound:g}", seen, seen is not None and seen <= bound)
 
 
-def _between(name: str, bounds: tuple[float, float] | None, seen: float | None) -> Gate | None:
-    if bounds is None:
-        return None
-    low, high = bounds
-    holds = seen is not None and low <= seen <= high
-    return _measured(name, f"{low:g} to {high:g}", seen, holds)
+def _at_least(name: str, bound: float | None, seen: float | None) -> Iterator[Gate]:
+    if bound is not None:
+        yield _measured(name, f"at least {bound:g}", seen, seen is not None and seen >= bound)
+
+
+def _between(name: str, bounds: tuple[float, float] | None, seen: float | None) -> Iterator[Gate]:
+    if bounds is not None:
+        low, high = bounds
+        holds = seen is not None and low <= seen <= high
+        yield _measured(name, f"{low:g} to {high:g}", seen, holds)

@@ -1,107 +1,164 @@
 """The decision document: what was compared and measured, with intervals, and what follows.
 
-Reads   comparisons, measures, margins of held-out pairs, digests of what they are of
+Reads   comparisons, measures, figures of held-out pairs, claims, digests of what they are of
 Gives   `document_of`; `figures_of`: its numbers as metrics
 Not     the verdict's rules (decide.py), how pages show it (page.py)
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from math import isfinite, nan
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import nan
+from typing import NamedTuple
 
 import numpy as np
 
 from dpoflow.contracts.base import sha256_json
-from dpoflow.contracts.results import Decision, Interval
+from dpoflow.contracts.judges import RubricJudgeConfig
+from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Preference, Test
 from dpoflow.contracts.spec import EvaluateConfig
-from dpoflow.evaluate.decide import decide
+from dpoflow.evaluate.decide import Evidence, decide
+from dpoflow.evaluate.heard import BASE
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
 from dpoflow.evaluate.measure import Comparison
-from dpoflow.evaluate.statistics import bootstrap_mean, power_of
+from dpoflow.evaluate.statistics import bootstrap_mean, holm, power_of, sign_test
+from dpoflow.judge.build import judge_id
 from dpoflow.state.step import code_digest
+
+
+class Measured(NamedTuple):
+    """What is known beside the comparisons."""
+
+    measures: Mapping[str, float] = {}
+    length_ratios: Mapping[str, float] = {}
+    """By opponent."""
+    preference: Preference | None = None
+    claims: Sequence[Gate] = ()
+    changed: Mapping[str, tuple[str, str]] = {}
 
 
 def document_of(
     config: EvaluateConfig,
     compared: Sequence[Comparison],
-    measures: dict[str, float],
-    pair_margins: Sequence[float],
-    digests: dict[str, str],
+    measured: Measured,
+    digests: Mapping[str, str],
 ) -> Decision:
     """`digests` of what was compared, by role, bind the document to it."""
-
-    def interval(values: Sequence[float | None]) -> Interval | None:
-        told = [value for value in values if value is not None]
-        return bootstrap_mean(
-            told, confidence=config.confidence, resamples=config.resamples, seed=config.seed
-        )
-
-    outcomes = [comparison.outcome for comparison in compared]
-    judged = [outcome for outcome in outcomes if outcome is not None]
-    win_rate = interval(outcomes)
-    power = power_of(judged, bound=config.gates.win_rate, confidence=config.confidence)
-    measures = measures | _of_verdicts(config, compared, len(judged))
+    by_opponent = _grouped(compared, lambda each: each.against) or {BASE: []}
+    against = {
+        name: _opponent(config, name, of, measured.length_ratios.get(name))
+        for name, of in by_opponent.items()
+    }
+    with_base = by_opponent[BASE]
+    judged = [each for each in with_base if each.outcome is not None]
+    measures = dict(measured.measures)
+    if config.judge is not None and compared:
+        unread = [each for each in compared if each.outcome is None]
+        measures["unreadable_verdicts"] = len(unread) / len(compared)
+    differences = [each.heldout_difference for each in with_base]
     verdict, sentence, gates = decide(
         config.gates,
-        # What a judge could not say counts for nobody, and not as a prompt that was answered.
-        num_prompts=len(compared) if config.judge is None else len(judged),
-        win_rate=win_rate,
-        power=power,
-        heldout_rubric=interval([comparison.heldout_difference for comparison in compared]),
-        perplexity_ratio=measures.get("perplexity_ratio"),
-        finished=measures.get("finished"),
-        length_ratio=measures.get("length_ratio"),
+        Evidence(
+            # What a judge could not say counts for nobody, and not as a prompt that was answered.
+            num_prompts=len(with_base) if config.judge is None else len(judged),
+            against=against,
+            measures=measures,
+            heldout_rubric=_interval(config, differences),
+            claims=measured.claims,
+        ),
     )
-    slices = {name: interval(of) for name, of in _by_slice(compared).items()}
+    model_judge = None if isinstance(config.judge, RubricJudgeConfig) else config.judge
     return Decision(
         verdict=verdict,
         sentence=sentence,
         gates=gates,
-        win_rate=win_rate,
-        power=power,
-        slices={name: seen for name, seen in slices.items() if seen is not None},
-        heldout_accuracy=interval([float(margin > 0) for margin in pair_margins]),
-        heldout_margin=sum(pair_margins) / len(pair_margins) if pair_margins else None,
-        # A contract takes no NaN; what is missing here is a gate that was not measured.
-        measures={name: value for name, value in measures.items() if isfinite(value)},
-        digests=digests | {"config": sha256_json(config), "code": code_digest()},
+        against=against,
+        preference=measured.preference,
+        tests=holm(dict(_tests(by_opponent))),
+        measures=measures,
+        judge=judge_id(config.judge, "all") if config.judge else None,
+        qualification=model_judge.qualification if model_judge else None,
+        changed=dict(measured.changed),
+        digests={**digests, "config": sha256_json(config), "code": code_digest()},
         signer=config.signer,
     )
 
 
 def figures_of(document: Decision) -> dict[str, float]:
     """Every number of it, as MLflow shows them beside those of other runs: `eval/…`."""
-    named = {"win_rate": document.win_rate, "heldout_accuracy": document.heldout_accuracy}
-    named |= {f"win_rate/{name}": seen for name, seen in document.slices.items()}
     figures = {f"eval/{name}": value for name, value in document.measures.items()}
-    for name, seen in named.items():
-        if seen is not None:
-            figures |= {
-                f"eval/{name}": seen.value,
-                f"eval/{name}_low": seen.low,
-                f"eval/{name}_high": seen.high,
-            }
-    if document.heldout_margin is not None:
-        figures["eval/heldout_margin"] = document.heldout_margin
-    return figures
+    for name, seen in _intervals(document):
+        figures |= {
+            f"eval/{name}": seen.value,
+            f"eval/{name}_low": seen.low,
+            f"eval/{name}_high": seen.high,
+        }
+    for name, opponent in document.against.items():
+        ending = "" if name == BASE else f"/{name}"
+        for what in ("at_equal_length", "length_ratio"):
+            if (value := getattr(opponent, what)) is not None:
+                figures[f"eval/{what}{ending}"] = value
+    if document.preference is not None:
+        for what in ("chosen", "rejected", "kl", "brier", "calibration_error"):
+            if (value := getattr(document.preference, what)) is not None:
+                figures[f"eval/heldout_{what}"] = value
+    return figures | {f"eval/p/{name}": test.p for name, test in document.tests.items()}
 
 
-def _of_verdicts(
-    config: EvaluateConfig, compared: Sequence[Comparison], num_judged: int
-) -> dict[str, float]:
-    measures = {}
-    if config.judge is not None and compared:
-        measures["unreadable_verdicts"] = 1 - num_judged / len(compared)
-    if num_judged >= MIN_COMPARISONS:
-        preferred = [nan if each.outcome is None else each.outcome for each in compared]
-        shorter = [float(len(each.base) - len(each.candidate)) for each in compared]
-        equal = length_controlled(np.array(preferred), np.array(shorter))
-        measures["win_rate_at_equal_length"] = float(equal.mean())
-    return measures
+def _intervals(document: Decision) -> Iterator[tuple[str, Interval]]:
+    for name, opponent in document.against.items():
+        root = "win_rate" if name == BASE else f"{name}_win_rate"
+        if opponent.win_rate is not None:
+            yield root, opponent.win_rate
+        yield from ((f"{root}/{each}", seen) for each, seen in opponent.slices.items())
+    if (pairs := document.preference) is not None:
+        yield "heldout_accuracy", pairs.accuracy
+        yield "heldout_margin", pairs.margin
+        yield from ((f"heldout_accuracy/{each}", seen) for each, seen in pairs.slices.items())
 
 
-def _by_slice(compared: Sequence[Comparison]) -> dict[str, list[float | None]]:
-    found: dict[str, list[float | None]] = defaultdict(list)
+def _opponent(
+    config: EvaluateConfig, name: str, compared: Sequence[Comparison], length_ratio: float | None
+) -> Opponent:
+    gates = config.gates
+    bound = gates.win_rate if name == BASE else gates.champion_win_rate
+    judged = [each.outcome for each in compared if each.outcome is not None]
+    slices = {
+        name: _interval(config, [each.outcome for each in of])
+        for name, of in sorted(_grouped(compared, lambda each: each.slice).items())
+    }
+    return Opponent(
+        win_rate=_interval(config, judged),
+        power=power_of(judged, bound=0.5 if bound is None else bound, confidence=config.confidence),
+        slices={name: seen for name, seen in slices.items() if seen is not None},
+        at_equal_length=_at_equal_length(compared) if len(judged) >= MIN_COMPARISONS else None,
+        length_ratio=length_ratio,
+    )
+
+
+def _interval(config: EvaluateConfig, values: Sequence[float | None]) -> Interval | None:
+    told = [value for value in values if value is not None]
+    return bootstrap_mean(
+        told, confidence=config.confidence, resamples=config.resamples, seed=config.seed
+    )
+
+
+def _at_equal_length(compared: Sequence[Comparison]) -> float:
+    preferred = [nan if each.outcome is None else each.outcome for each in compared]
+    shorter = [float(len(each.theirs) - len(each.candidate)) for each in compared]
+    return float(length_controlled(np.array(preferred), np.array(shorter)).mean())
+
+
+def _tests(by_opponent: Mapping[str, Sequence[Comparison]]) -> Iterator[tuple[str, Test]]:
+    for name, of in by_opponent.items():
+        test = sign_test([each.outcome for each in of if each.outcome is not None])
+        if test is not None:
+            yield f"win_rate/{name}", test
+
+
+def _grouped(
+    compared: Sequence[Comparison], key: Callable[[Comparison], str]
+) -> dict[str, list[Comparison]]:
+    found: dict[str, list[Comparison]] = defaultdict(list)
     for each in compared:
-        found[each.slice].append(each.outcome)
-    return dict(sorted(found.items()))
+        found[key(each)].append(each)
+    return dict(found)

@@ -1,36 +1,55 @@
-"""Both models' answers side by side, as one HTML page that asks the network for nothing.
+"""The report: one HTML page for a reviewer, that asks the network for nothing.
 
 Reads   a decision and its comparisons
 Gives   `answers_page`; every text from data is escaped, and no script is in the page
-Not     the numbers themselves (decide.py)
+Not     the numbers themselves (document.py), the drawings (drawings.py)
 """
 
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from dpoflow.contracts.results import Decision, Gate, Power
+from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Test
+from dpoflow.evaluate.drawings import forest, length_against_win
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.pages import Html, document, table, text
 
-_MAX_SHOWN = 40
-_STYLE = """
-.bar { background: #e6e6e6; height: 14px; position: relative; width: 100%; min-width: 12rem }
-.bar i { background: #4a7fb5; display: block; height: 14px; position: absolute }
-.bar b { border-left: 2px solid #000; height: 14px; left: 50%; position: absolute }
-"""
+_SHOWN = {"won": 7, "lost": 7, "a tie": 6}
+"""Twenty comparisons with each opponent: the first by id that ended so."""
+_UNJUDGED = sum(_SHOWN.values())
+_COLOURS = {"promote": "good", "reject": "bad", "inconclusive": "unsure"}
 
 
-def answers_page(decision: Decision, compared: list[Comparison]) -> str:
-    """The verdict, the gates, and the first forty comparisons by id: not a selection."""
-    colour = {"promote": "good", "reject": "bad", "inconclusive": "unsure"}[decision.verdict]
-    return document(
-        decision.verdict,
-        f'<h1 class="{colour}">{escape(decision.verdict)}</h1>'
-        f"<p>{escape(decision.sentence)}</p>{_interval(decision)}"
-        f"{table(('gate', 'asked', 'seen', ''), map(_gate, decision.gates))}{_slices(decision)}"
-        f"<p>{len(compared)} held-out prompts; at most {_MAX_SHOWN} are shown, by id.</p>"
-        f"{table(('prompt', 'base', 'candidate', 'won'), map(_row, compared[:_MAX_SHOWN]))}",
-        _STYLE,
+def answers_page(decision: Decision, compared: Sequence[Comparison]) -> str:
+    """The verdict first, then what it rests on, then answers side by side."""
+    head = (
+        f'<h1 class="{_COLOURS[decision.verdict]}">{escape(decision.verdict)}</h1>'
+        f"<p>{escape(decision.sentence)}</p>{_vouched(decision)}"
+        f"{table(('gate', 'asked', 'seen', ''), map(_gate, decision.gates))}"
     )
+    told = "".join(
+        f"<h2>{title}</h2>{shown}" for title, shown in _sections(decision, compared) if shown
+    )
+    return document(decision.verdict, head + told)
+
+
+def _sections(decision: Decision, compared: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
+    yield "Shares with their intervals", forest(decision)
+    yield "Against each opponent", _against(decision)
+    yield "Length against win", length_against_win(compared)
+    yield "Win rate by slice", _slices(decision)
+    yield "Held-out pairs", _pairs(decision)
+    yield "The judge", _judge(decision)
+    yield "What changed since the champion", _changed(decision)
+    for name in decision.against:
+        of = [each for each in compared if each.against == name]
+        yield f"Answers beside those of the {escape(name)}", _answers(name, of)
+    yield "Every other figure", _measures(decision)
+
+
+def _vouched(decision: Decision) -> str:
+    if decision.signer is None:
+        return '<p class="alarm">Unsigned: nobody vouches for this decision.</p>'
+    return f"<p>Signed by {escape(decision.signer)}.</p>"
 
 
 def _gate(gate: Gate) -> tuple[str | Html, ...]:
@@ -39,41 +58,119 @@ def _gate(gate: Gate) -> tuple[str | Html, ...]:
     return gate.name, gate.asked, gate.seen, passed
 
 
-def _interval(decision: Decision) -> str:
-    rate = decision.win_rate
-    if rate is None:
-        return ""
+def _against(decision: Decision) -> str:
+    columns = ("", "win rate", "at equal length", "length ratio", "sign test", "could be shown")
+    return table(
+        columns,
+        (
+            _opponent(name, opponent, decision.tests.get(f"win_rate/{name}"))
+            for name, opponent in decision.against.items()
+        ),
+    )
+
+
+def _opponent(name: str, opponent: Opponent, test: Test | None) -> tuple[str, ...]:
+    power = opponent.power
+    shown = "" if power is None else f"{min(power.detectable, 1):.3f}"
+    if power is not None and power.needed is not None:
+        shown += f"; what was seen takes {power.needed:,} prompts"
     return (
-        f'<div class="bar" title="win rate"><i style="left:{100 * rate.low:.1f}%;'
-        f'width:{100 * (rate.high - rate.low):.1f}%"></i><b></b></div>'
-        f"<p>win rate {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the line is 0.5</p>"
-        f"{_power(decision.power)}"
+        name,
+        _text(opponent.win_rate),
+        _number(opponent.at_equal_length),
+        _number(opponent.length_ratio),
+        "" if test is None else f"p {test.p:.3g}, {test.p_holm:.3g} with Holm, n {test.n}",
+        shown,
     )
 
 
 def _slices(decision: Decision) -> str:
-    equal = decision.measures.get("win_rate_at_equal_length")
-    told = "" if equal is None else f"<p>At equal length the win rate would be {equal:.3f}.</p>"
-    if len(decision.slices) < 2:
-        return told
-    rows = (
-        (name, f"{seen.value:.3f}", f"[{seen.low:.3f}, {seen.high:.3f}]", str(seen.n))
-        for name, seen in decision.slices.items()
-    )
-    return told + table(("slice", "win rate", "interval", "prompts"), rows)
+    rows = [
+        (name, each, _text(seen), str(seen.n))
+        for name, opponent in decision.against.items()
+        if len(opponent.slices) > 1
+        for each, seen in opponent.slices.items()
+    ]
+    return table(("against", "slice", "win rate", "prompts"), rows) if rows else ""
 
 
-def _power(power: Power | None) -> str:
-    if power is None:
+def _pairs(decision: Decision) -> str:
+    seen = decision.preference
+    if seen is None:
         return ""
-    takes = "" if power.needed is None else f"; what was seen takes about {power.needed:,}"
-    return (
-        f"<p>So many prompts would show a true win rate of {power.detectable:.3f} 80 times in 100"
-        f"{takes}.</p>"
+    rows = [
+        ("told apart", f"{_text(seen.accuracy)} of the pairs of {seen.accuracy.n} prompts"),
+        ("margin", f"{_text(seen.margin)} nats"),
+        ("chosen, log-ratio to the base", f"{seen.chosen:+.2f} nats"),
+        ("rejected, log-ratio to the base", f"{seen.rejected:+.2f} nats"),
+        ("divergence on its own answers", "" if seen.kl is None else f"{seen.kl:.2f} nats"),
+        ("Brier score", _number(seen.brier)),
+        ("calibration error", _number(seen.calibration_error)),
+    ]
+    told = table(("", ""), [row for row in rows if row[1]])
+    if len(seen.slices) < 2:
+        return told
+    slices = ((name, _text(of), str(of.n)) for name, of in seen.slices.items())
+    return told + table(("slice", "told apart", "prompts"), slices)
+
+
+def _judge(decision: Decision) -> str:
+    report = decision.qualification
+    if decision.judge is None:
+        return ""
+    told = "" if report is None else f"<p>{escape(report.sentence)}</p>"
+    return f"<p>{escape(decision.judge)}</p>{told}"
+
+
+def _changed(decision: Decision) -> str:
+    rows = ((name, *values) for name, values in decision.changed.items())
+    return table(("", "champion", "candidate"), rows) if decision.changed else ""
+
+
+def _answers(name: str, compared: Sequence[Comparison]) -> str:
+    shown = list(_chosen(compared))
+    counts = ", ".join(
+        f"{sum(_ended(each) == how for each in compared)} {how}" for how in (*_SHOWN, "not judged")
     )
+    return (
+        f"<p>{counts}. Shown are {len(shown)} of {len(compared)}: of each kind the first by id, "
+        "which is a hash.</p>"
+        + table(("prompt", name, "candidate", "the candidate"), map(_row, shown))
+    )
+
+
+def _is_judged(comparison: Comparison) -> bool:
+    return comparison.outcome is not None
+
+
+def _chosen(compared: Sequence[Comparison]) -> Iterator[Comparison]:
+    left = dict(_SHOWN) | {"not judged": 0 if any(map(_is_judged, compared)) else _UNJUDGED}
+    for each in compared:
+        ended = _ended(each)
+        if left.get(ended, 0):
+            left[ended] -= 1
+            yield each
+
+
+def _ended(comparison: Comparison) -> str:
+    return {1.0: "won", 0.0: "lost", None: "not judged"}.get(comparison.outcome, "a tie")
 
 
 def _row(comparison: Comparison) -> tuple[str | Html, ...]:
-    won = {1.0: "candidate", 0.0: "base", None: "not judged"}.get(comparison.outcome, "tie")
+    reasons = "".join(f"<br><small>{escape(reason)}</small>" for reason in comparison.reasons)
     asked = f"<td><b>{escape(comparison.slice)}</b><br>{escape(comparison.question)}</td>"
-    return Html(asked), text(comparison.base), text(comparison.candidate), won
+    ended = Html(f"<td>{_ended(comparison)}{reasons}</td>")
+    return Html(asked), text(comparison.theirs), text(comparison.candidate), ended
+
+
+def _measures(decision: Decision) -> str:
+    rows = ((name, f"{value:.4g}") for name, value in sorted(decision.measures.items()))
+    return table(("", ""), rows) if decision.measures else ""
+
+
+def _text(seen: Interval | None) -> str:
+    return "" if seen is None else f"{seen.value:.3f} [{seen.low:.3f}, {seen.high:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -185,12 +185,23 @@ def identify(uri: str) -> dict[str, str]:
     return {"version": f"{found.name}/{found.version}", "source": str(found.source)}
 
 
+def champion_of(uri: str) -> str | None:
+    """The version that `models:/NAME@ALIAS` names today, as `models:/NAME/VERSION`; None: none yet.
+
+    Raises ServiceUnavailable where MLflow does not tell: an outage is not an absence.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    try:
+        return f"{REGISTRY}{identify(uri)['version']}"
+    except ConfigError:
+        return None
+
+
 def fetch(uri: str, folder: Path) -> Path:
     """The model's folder of a version, copied into `folder` and held against its evidence."""
-    from mlflow.artifacts import download_artifacts
-
     found = _named(uri)
-    local = Path(download_artifacts(f"models:/{found.name}/{found.version}", dst_path=str(folder)))
+    local = _downloaded(found, folder)
     evidence = _evidence(found, local)
     recorded = evidence.manifests[evidence.roots["policy"]]
     if manifest.verify(local / "model").digest != recorded.digest:
@@ -202,12 +213,9 @@ def fetch(uri: str, folder: Path) -> Path:
 
 def pairs_of(uri: str, root: Path) -> list[Path]:
     """The files of pairs and ratings that a version was trained on, if this root has them."""
-    from mlflow.artifacts import download_artifacts
-
     found = _named(uri)
     with tempfile.TemporaryDirectory() as folder:
-        what = f"models:/{found.name}/{found.version}/evidence.json"
-        download_artifacts(what, dst_path=folder)
+        _downloaded(found, Path(folder), "/evidence.json")
         evidence = _evidence(found, Path(folder))
     digest = evidence.manifests[evidence.roots["policy"]].parents["pairs"]
     artifact = find(root, digest)
@@ -217,6 +225,26 @@ def pairs_of(uri: str, root: Path) -> list[Path]:
             f"under {root}; name the home it was made in with --home, or a file of pairs"
         )
     return sorted(artifact.glob("*.parquet"))
+
+
+def _downloaded(found: "ModelVersion", folder: Path, within: str = "") -> Path:
+    """The files of a version, or one of them. Raises ServiceUnavailable, DataRejected."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    what = f"{found.name}/{found.version}"
+    try:
+        return Path(download_artifacts(f"{REGISTRY}{what}{within}", dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        told = quoted(error.message) if isinstance(error, MlflowException) else error.strerror
+        if isinstance(error, FileNotFoundError) or "No such artifact" in str(error):
+            raise DataRejected(
+                f"files of {what} are gone from MLflow's artifact store; name another version"
+            ) from None
+        raise ServiceUnavailable(
+            f"MLflow does not hand out the files of {what} ({told}); check its artifact store and "
+            "try again"
+        ) from None
 
 
 def _named(uri: str) -> "ModelVersion":

@@ -21,6 +21,8 @@ def snapshot(config: str, state_root: str, origins: dsl.Output[dsl.Artifact]) ->
         ("reference_digest", str),
         ("judges_uri", str),
         ("judges_digest", str),
+        ("champion_uri", str),
+        ("champion_digest", str),
     ],
 ):
     """Pin every source and each model by content; strings only, so that later tasks cache right."""
@@ -55,5 +57,7 @@ def snapshot(config: str, state_root: str, origins: dsl.Output[dsl.Artifact]) ->
         reference_digest: str
         judges_uri: str
         judges_digest: str
+        champion_uri: str
+        champion_digest: str
 
     return Pinned(**{name: getattr(done, name) for name in Pinned._fields})

@@ -54,16 +54,17 @@ def _pin(kind: str, places: dict[str, Path], store: Store) -> Path:
         materialise,
     )  # torch: not before it is needed
 
-    draft = store.work / kind
+    draft, trained = store.work / kind, dict[str, Any]()
     shutil.rmtree(draft, ignore_errors=True)
     for uri, place in places.items():
         store.say(f"making {uri} a safetensors folder")
         (draft / place).parent.mkdir(parents=True, exist_ok=True)
         with _fetched(uri, store.work) as where:
+            trained = _trained(Path(where)) if uri.startswith(REGISTRY) else {}
             materialise(where, draft / place, say=store.say)
         if kind == "judges":  # hours before it is loaded
             check_reward_model(draft / place, uri)
-    config = {"uri": ", ".join(Path(uri).name for uri in places)}
+    config = {"uri": ", ".join(Path(uri).name for uri in places), **trained}
     sealed = manifest.seal(draft, f"snapshot.{kind}", parents={}, config=config, code=code_digest())
     folder = content.keep(draft, store.root, say=store.say)
     if facts is not None and facts == _all_hold(places):
@@ -86,6 +87,12 @@ def _fetched(uri: str, work: Path) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         yield str(fetch(uri, Path(folder)))
+
+
+def _trained(version: Path) -> dict[str, Any]:
+    """What a version of the registry was made from, and how: reports hold it against others."""
+    made = manifest.read(version)
+    return {"trained": {"config": made.config, "parents": made.parents}}
 
 
 def holds(uri: str) -> dict[str, Any] | None:

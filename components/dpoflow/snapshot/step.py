@@ -8,7 +8,7 @@ Not     rows (validate/), model internals (policy/)
 from pathlib import Path
 
 from dpoflow.contracts.results import SnapshotResult
-from dpoflow.contracts.spec import SnapshotConfig
+from dpoflow.contracts.spec import CHAMPION, REGISTRY, SnapshotConfig
 from dpoflow.snapshot import content, data, model
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import StepState
@@ -30,6 +30,7 @@ def run(config: SnapshotConfig, *, state: StepState, origins: Path | None = None
     known = {config.model: base, config.init or config.model: init}
     reference = known.get(held_to) or model.pin(held_to, store)
     judges = model.pin_judges(config.judges, store) if config.judges else None
+    champion = _champion(config.champion, store)
     state.events.say(
         f"pinned {len(located)} data files as {sealed.digest[:12]}, the model as {base.name[:12]}"
     )
@@ -44,6 +45,24 @@ def run(config: SnapshotConfig, *, state: StepState, origins: Path | None = None
         reference_digest=reference.name,
         judges_uri=str(judges.resolve()) if judges else "",
         judges_digest=judges.name if judges else "",
+        champion_uri=str(champion.resolve()) if champion else "",
+        champion_digest=champion.name if champion else "",
         num_files=len(located),
         num_bytes=sum(entry.num_bytes for entry in read_pinned(pinned)),
     )
+
+
+def _champion(uri: str | None, store: model.Store) -> Path | None:
+    """The folder of the model that is to be replaced; None where there is none yet."""
+    if uri is None:
+        return None
+    if uri.startswith(REGISTRY) and uri.endswith(f"@{CHAMPION}"):
+        from dpoflow.registry.versions import champion_of
+
+        version = champion_of(uri)
+        if version is None:
+            store.say(f"{uri} names no version yet: the candidate is compared with the base alone")
+            return None
+        store.say(f"the champion is {version}")
+        uri = version  # the alias may move while this runs
+    return model.pin(uri, store)

@@ -1,0 +1,201 @@
+"""What each model says, one model in memory at a time.
+
+Reads   models' folders, questions, held-out pairs
+Gives   `hear`: `Heard`, a model's answers, and how likely it finds them and the pairs
+Not     what is made of it (measure.py, preference.py), where answers are kept (answered.py)
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.pairs import Message, PreferencePair
+from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.evaluate.answered import answered, identity
+from dpoflow.policy.dtype import choose
+from dpoflow.policy.generate import Answer, has_room
+from dpoflow.policy.load import load
+from dpoflow.policy.logprobs import answer_nll, pair_logps
+from dpoflow.policy.tokenise import EncodedPair, encode_pair
+from dpoflow.state.step import StepState
+
+CANDIDATE, BASE = "candidate", "base"
+"""What everything calls two of the models; the third is the champion."""
+
+HELDOUT = "heldout"
+"""The suite of one's own held-out prompts: the first, and there in every evaluation."""
+
+_BATCH = 8
+
+Surprise = tuple[float, int]
+"""Negative log-likelihood of an answer in nats, and its tokens."""
+
+
+class Question(NamedTuple):
+    """One thing that every model is asked."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    then: str | None = None
+    """What the user says once the first answer is there."""
+
+
+class Scored(NamedTuple):
+    """A held-out pair under one model."""
+
+    chosen: float
+    rejected: float
+    """Summed log-probabilities, in nats."""
+    num_tokens: int
+    """Of the chosen answer."""
+
+
+class Heard(NamedTuple):
+    """One model's words. What its context has no room for is in none of them."""
+
+    answers: dict[str, dict[str, tuple[Answer, ...]]]
+    """By suite and question: one answer, or two where something was asked then."""
+    pairs: dict[str, Scored]
+    """By pair."""
+    own: dict[str, Surprise]
+    """Of its answers to held-out prompts, under itself."""
+    others: dict[str, Surprise]
+    """Of the candidate's answers to the same, under this model."""
+    vocabulary: str
+    """Equal where two models count tokens alike."""
+
+    def said(self) -> dict[str, str]:
+        """Its answers to held-out prompts."""
+        return {at: answers[0].text for at, answers in self.answers[HELDOUT].items()}
+
+
+def answered_by_all(heard: Mapping[str, Heard]) -> list[str]:
+    """Held-out prompts that every model has room for, in their order."""
+    each = [set(of.answers[HELDOUT]) for of in heard.values()]
+    return [at for at in heard[CANDIDATE].answers[HELDOUT] if all(at in some for some in each)]
+
+
+def scored_by_both(heard: Mapping[str, Heard]) -> dict[str, tuple[Scored, Scored]]:
+    """Pairs that candidate and base have room for, under either."""
+    base = heard[BASE].pairs
+    return {at: (ours, base[at]) for at, ours in heard[CANDIDATE].pairs.items() if at in base}
+
+
+class _Model(NamedTuple):
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    state: StepState
+
+
+def hear(
+    name: str,
+    folder: Path,
+    suites: Mapping[str, Sequence[Question]],
+    pairs: Sequence[PreferencePair],
+    config: EvaluateConfig,
+    state: StepState,
+    *,
+    others: Mapping[str, str] | None = None,
+) -> Heard:
+    """Ask the model in `folder` called `name`; it leaves memory with the return.
+
+    `others` are a candidate's answers to held-out prompts, whose likelihood is wanted.
+    """
+    model, tokenizer = load(folder)
+    dtype = choose("auto", model, remember=state.root / "dtype.json")
+    loaded = _Model(name, model, tokenizer, dtype, state)
+    digest = identity(folder)
+    answers = {
+        suite: _answers(loaded, suite, questions, config, digest)
+        for suite, questions in suites.items()
+    }
+    prompts = {question.id: question.prompt for question in suites[HELDOUT]}
+    own = {at: said[0].text for at, said in answers[HELDOUT].items()}
+    return Heard(
+        answers=answers,
+        pairs=_pairs(loaded, pairs),
+        own=_surprise(loaded, prompts, own, f"{name} perplexity"),
+        others=_surprise(loaded, prompts, others or {}, f"{name} on candidate"),
+        vocabulary=sha256_json(tokenizer.get_vocab()),
+    )
+
+
+def _answers(
+    of: _Model, suite: str, questions: Sequence[Question], config: EvaluateConfig, digest: str
+) -> dict[str, tuple[Answer, ...]]:
+    def ask(prompts: Mapping[str, tuple[Message, ...]], turn: str) -> dict[str, Answer]:
+        fits = {
+            place: prompt
+            for place, prompt in prompts.items()
+            if has_room(of.model, of.tokenizer, prompt, config.sampling)
+        }
+        told = answered(
+            of.model,
+            of.tokenizer,
+            list(fits.values()),
+            config,
+            digest=digest,
+            dtype=of.dtype,
+            state=of.state,
+            name=of.name + (f" {suite}" if suite != HELDOUT else "") + turn,
+        )
+        return dict(zip(fits, told, strict=True))
+
+    first = ask({question.id: question.prompt for question in questions}, "")
+    going_on = {
+        question.id: (
+            *question.prompt,
+            Message(role="assistant", content=first[question.id].text),
+            Message(role="user", content=question.then),
+        )
+        for question in questions
+        if question.then is not None and question.id in first and first[question.id].text.strip()
+    }
+    second = ask(going_on, " turn 2") if going_on else {}
+    return {
+        place: (answer, second[place]) if place in second else (answer,)
+        for place, answer in first.items()
+    }
+
+
+def _pairs(of: _Model, pairs: Sequence[PreferencePair]) -> dict[str, Scored]:
+    limit = int(getattr(of.model.config, "max_position_embeddings", 1 << 20))
+    encoded = [encode_pair(of.tokenizer, pair, limit) for pair in pairs]
+    fits = [each for each in encoded if isinstance(each, EncodedPair)]
+    logps = pair_logps(
+        of.model,
+        fits,
+        batch_size=_BATCH,
+        dtype=of.dtype,
+        events=of.state.events,
+        phase=f"{of.name} pairs",
+    )
+    return {
+        each.pair_id: Scored(chosen, rejected, len(each.chosen))
+        for each, chosen, rejected in zip(fits, *logps, strict=True)
+    }
+
+
+def _surprise(
+    of: _Model,
+    prompts: Mapping[str, tuple[Message, ...]],
+    answers: Mapping[str, str],
+    phase: str,
+) -> dict[str, Surprise]:
+    told = answer_nll(
+        of.model,
+        of.tokenizer,
+        [prompts[place] for place in answers],
+        list(answers.values()),
+        batch_size=_BATCH,
+        dtype=of.dtype,
+        events=of.state.events,
+        phase=phase,
+    )
+    return dict(zip(answers, told, strict=True))
