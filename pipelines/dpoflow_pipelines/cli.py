@@ -494,6 +494,46 @@ def eval_xstest(
         show_xstest(_console(), scores)
 
 
+@evals.command("arena-hard")
+def eval_arena_hard(
+    judgements: Annotated[Path, typer.Option(help="model_judgment: a file, or a judge's folder.")],
+    answers: Annotated[
+        Path | None, typer.Option(help="model_answer: a file or folder; for style control.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Judged against which, where judgements do not say.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="Which, where judgements have several.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Arena-Hard-Auto: each model's win rate against the baseline, in percent, with its interval.
+
+    Judgements: JSON lines of question_id (v2.0: uid), model, judge, games; v2.0 also has category
+    and baseline. Each game has a score: A>>B, A>B, A=B, B>A, B>>A, or null. The baseline is A in
+    the first game and B in the second. Answers: JSON lines of question_id, model_id, conv_metadata
+    (v2.0: uid, model, metadata) with token_len, header_count, list_count, bold_count, of every
+    model and of the baseline.
+
+    Examples:
+
+        dpoflow eval arena-hard --judgements model_judgment/gpt-4-1106-preview --baseline gpt-4-0314
+
+        dpoflow eval arena-hard --judgements model_judgment/gpt-4.1 --category hard_prompt
+
+        dpoflow eval arena-hard --judgements mine.jsonl --answers model_answer --json
+    """
+    from dpoflow.evaluate.arena_hard import score_arena_hard
+    from dpoflow_pipelines.scores import show_arena_hard
+
+    scores = score_arena_hard(judgements, answers, baseline, category)
+    if as_json:
+        typer.echo(scores.model_dump_json(indent=2))
+    else:
+        show_arena_hard(_console(), scores)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     Console(stderr=True, emoji=False, soft_wrap=True).print(
         f"[bold red]error:[/] {escape(message)}", highlight=False

@@ -1,8 +1,8 @@
 """`dpoflow eval`: figures of published benchmarks, as people read them.
 
 Reads   scores
-Gives   `show_alpaca`, `show_mt_bench`, `show_xstest`
-Not     computing them (dpoflow.evaluate.alpaca, mt_bench, xstest)
+Gives   `show_alpaca`, `show_mt_bench`, `show_xstest`, `show_arena_hard`
+Not     computing them (dpoflow.evaluate.alpaca, mt_bench, xstest, arena_hard)
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dpoflow.contracts.results import Interval
 from dpoflow.evaluate.alpaca import AlpacaScores
+from dpoflow.evaluate.arena_hard import ArenaHardScores
 from dpoflow.evaluate.mt_bench import MtBenchScores
 from dpoflow.evaluate.xstest import XSTestScores
 
@@ -73,6 +75,33 @@ def show_xstest(console: Console, scores: XSTestScores) -> None:
 def _shares(full: float, partial: float | None, n: int) -> str:
     partly = "" if partial is None else f", {partial:.1%} in part"
     return f"{full:.1%}{partly} (n {n})"
+
+
+def show_arena_hard(console: Console, scores: ArenaHardScores) -> None:
+    """Rates in percent with their intervals, best first; then what style brings."""
+    columns = ["model", "win rate", "style-controlled", "at equal style", "battles"]
+    styled = scores.style is not None
+    table = Table(*(columns if styled else [*columns[:2], columns[-1]]), box=None)
+    for each in scores.models:
+        rates = [each.win_rate, *([each.style_controlled, each.at_equal_style] if styled else [])]
+        table.add_row(escape(each.model), *map(_rate, rates), str(each.n))
+    console.print(table)
+    told = [("baseline", scores.baseline), ("judged by", ", ".join(scores.judges))]
+    if scores.category is not None:
+        told.append(("category", scores.category))
+    for name, brings in (scores.style or {}).items():
+        told.append((f"  {name}", f"{brings:+.3f} log-odds a standard deviation"))
+    for name, number in (
+        ("without a verdict", sum(each.n_unreadable for each in scores.models)),
+        ("left out with them", sum(each.n_unpaired for each in scores.models)),
+    ):
+        if number:
+            told.append((name, str(number)))
+    _show(console, told)
+
+
+def _rate(rate: Interval | None) -> str:
+    return "none" if rate is None else f"{rate.value:.1f}% ({rate.low:.1f}-{rate.high:.1f})"
 
 
 def _show(console: Console, told: Iterable[tuple[str, str]]) -> None:
