@@ -2,12 +2,13 @@
 
 Reads   s3://BUCKET/KEY or s3://BUCKET/PREFIX. Endpoint, region and credentials come from where
         boto3 looks for them (environment, profile, the role of pod or machine), and nowhere else
-Gives   `Store`, `name_of`
+Gives   `Store`: lists and reads sources, and puts what is put once; `name_of`
 Not     what objects hold (files.py), going on after a kill (downloads.py)
 """
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 SCHEME = "s3://"
+SOURCES = "data.sources[].uri"
+
+CONNECT_S, READ_S = 10.0, 30.0
+"""How long a store may take to be reached, and to say the next thing; it is asked four times."""
 
 _ASKED_WRONG = ("NoSuchBucket", "NoSuchKey", "404")
+_OCCUPIED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 _CHANGED = ("PreconditionFailed", "412", "InvalidRange", "416")
 _BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests")
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_ANOTHERS_MD5 = "A" * 22 + "=="
+_CONFLICTS = 5
+"""How often to ask again where two writers were in each other's way, and neither is there."""
 
 
 def name_of(uri: str) -> str:
@@ -35,16 +44,19 @@ def name_of(uri: str) -> str:
 
 
 class Store:
-    """A connection to the store that the environment names."""
+    """A connection to the store that the environment names.
 
-    def __init__(self) -> None:
+    For errors: `knob` is where the URIs stand, `rights` what is asked of the credentials.
+    """
+
+    def __init__(self, knob: str = SOURCES, rights: str = "to list and to read") -> None:
         import boto3  # 0.3 s, and only who has data there needs it
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, PartialCredentialsError
 
         plain: dict[str, Any] = {
-            "connect_timeout": 10,
-            "read_timeout": 30,
+            "connect_timeout": CONNECT_S,
+            "read_timeout": READ_S,
             "retries": {"mode": "standard", "total_max_attempts": 4},
         }
         try:
@@ -68,6 +80,7 @@ class Store:
         except BotoCoreError as error:
             raise ConfigError(f"boto3 cannot be set up ({type(error).__name__})") from None
         self._client, self._host = client, host
+        self._knob, self._rights = knob, rights
 
     def objects(self, uri: str) -> Listed:
         """The object of that key, or the data files below that prefix."""
@@ -86,7 +99,7 @@ class Store:
                 else "names nothing; we read"
             )
             raise ConfigError(
-                f"data.sources[].uri {uri} {what} {', '.join(SUFFIXES)} (asked {self._host}); name "
+                f"{SOURCES} {uri} {what} {', '.join(SUFFIXES)} (asked {self._host}); name "
                 "an object, or a prefix that has data"
             )
         return Listed(sorted(map(checked, data), key=lambda each: each.name), sorted(ignored))
@@ -135,6 +148,61 @@ class Store:
             else {},
         )
 
+    def get(self, uri: str) -> bytes | None:
+        """The whole object of that key; None where there is none."""
+        from botocore.exceptions import ClientError
+
+        bucket, key = _parts(uri, self._knob)
+        with self._explained(uri):
+            try:
+                reply = self._client.get_object(Bucket=bucket, Key=key)
+            except ClientError as error:
+                if _code(error) == "NoSuchKey":
+                    return None
+                raise
+            with contextlib.closing(reply["Body"]) as body:
+                return bytes(body.read())
+
+    def put_once(self, uri: str, body: bytes) -> bytes | None:
+        """Make `body` the object of that key if there is none; else give what stands there."""
+        for attempt in range(_CONFLICTS):
+            # First, since some stores make the bucket that a put names.
+            there = self.get(uri)
+            if there is not None or self._put(uri, body, refused=_OCCUPIED):
+                break
+            time.sleep(0.1 * attempt)
+        else:
+            raise ServiceUnavailable(
+                f"{uri}: others write it at this moment; give the same command again"
+            )
+        # A store that does not know If-None-Match takes the same again.
+        if there in (None, body) and self._put(uri, body, refused=_OCCUPIED):
+            raise ConfigError(
+                f"{uri}: {self._host} overwrites what is there in spite of If-None-Match: *, so "
+                f"nothing stands in it; name a store in {self._knob} that keeps to that"
+            )
+        return there
+
+    def check_writable(self, uri: str) -> None:
+        """ConfigError where an object of that key could not be read or put; none is."""
+        self.get(uri)
+        # Rights are looked at first. What comes with another's MD5 is not kept.
+        self._put(uri, b"", refused=("BadDigest", *_OCCUPIED), ContentMD5=_ANOTHERS_MD5)
+
+    def _put(self, uri: str, body: bytes, *, refused: tuple[str, ...], **more: str) -> bool:
+        """Whether the store took `body` where nothing was; `refused`: how it may say no."""
+        from botocore.exceptions import ClientError
+
+        bucket, key = _parts(uri, self._knob)
+        with self._explained(uri):
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", **more)
+            except ClientError as error:
+                if _code(error) in refused:
+                    return False
+                raise
+        return True
+
     @contextlib.contextmanager
     def _explained(self, uri: str, busy_is: type[Exception] = ServiceUnavailable) -> Iterator[None]:
         """What boto3 raises, in our words. No message holds a key or a signature."""
@@ -176,7 +244,7 @@ class Store:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket":
             return ConfigError(
-                f"{uri}: {self._host} has no such bucket; mend data.sources[].uri, or set "
+                f"{uri}: {self._host} has no such bucket; mend {self._knob}, or set "
                 "AWS_ENDPOINT_URL to the store that has it"
             )
         if code in _CHANGED or code in _ASKED_WRONG:
@@ -184,11 +252,16 @@ class Store:
                 f"{uri} changed or went away while it was being read; run again when nobody "
                 "writes to it"
             )
+        if code == "NotImplemented":
+            return ConfigError(
+                f"{uri}: {self._host} does not know what it was asked ({code}); name another store "
+                f"in {self._knob}"
+            )
         if code in _BUSY or status >= 500 or status == 429:
             return busy_is(f"the store at {self._host} is busy or broken ({code})")
         return ConfigError(
-            f"{uri}: {self._host} refuses ({code}); check the credentials, and their right to list "
-            "and to read"
+            f"{uri}: {self._host} refuses ({code}); check the credentials, and their right "
+            f"{self._rights}"
         )
 
 
@@ -197,12 +270,11 @@ def _same(wanted: RemoteFile) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key, "IfMatch": f'"{wanted.version}"'}
 
 
-def _parts(uri: str) -> tuple[str, str]:
+def _parts(uri: str, knob: str = SOURCES) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
         raise ConfigError(
-            "data.sources[].uri is not s3://BUCKET/KEY; credentials stand in the environment, "
-            "never in it"
+            f"{knob} is not s3://BUCKET/KEY; credentials stand in the environment, never in it"
         )
     return bucket, key
 
