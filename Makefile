@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data gpu-check clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -55,6 +55,9 @@ bench-synthesize: setup ## Judging, its memory, sampling; build/bench/synthesize
 
 bench-data: setup ## Time and memory of validate on a million pairs; build/bench/data.json
 	$(PYTHON) -m tests.bench.bench_data $(ARGS)
+
+bench-evaluate: setup ## Answers beside plain generate, and those kept; build/bench/evaluate.json
+	$(PYTHON) -m tests.bench.bench_evaluate $(ARGS)
 
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \
