@@ -98,6 +98,8 @@ def _policy(
             judges_digest=pinned.outputs["judges_digest"],
             champion_uri=pinned.outputs["champion_uri"],
             champion_digest=pinned.outputs["champion_digest"],
+            data_uri=pinned.outputs["data_uri"],
+            data_digest=pinned.outputs["data_digest"],
         )
     )
     return trained, judged

@@ -75,7 +75,7 @@ STEPS = {
         results.EvaluateResult,
         ("model", "policy", "pairs", "heldout"),
         ("decision",),
-        optional=("judges", "champion"),
+        optional=("judges", "champion", "data"),
     ),
     "register": Step(
         "dpoflow.register.step:run",

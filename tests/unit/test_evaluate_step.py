@@ -295,7 +295,7 @@ def test_a_held_out_prompt_that_was_trained_on_is_found(evaluation: Evaluation) 
     evaluation.run()
 
     gate = next(each for each in evaluation.decision().gates if each.name == "no_contamination")
-    assert (gate.seen, gate.passed) == ("1 of 24", False)
+    assert (gate.seen, gate.passed) == ("1 of 24 prompts were", False)
 
 
 def test_a_known_champion_is_asked_nothing_and_a_new_one_each_prompt_once(

@@ -72,12 +72,16 @@ def test_evaluate_compares_the_others_and_says_how_many_were_left_out(tmp_path: 
     heldout, state = prompts(tmp_path / "heldout", "heldout"), state_of(tmp_path / "state")
     write_parquet(tiny_pairs(2), PreferencePair, heldout / "pairs.parquet")
     seal(heldout, "test.heldout", parents={}, config={}, code="")
-    base = model(tmp_path)
+    learnt, base = tmp_path / "pairs", model(tmp_path)
+    learnt.mkdir()
+    write_parquet(tiny_pairs(2), PreferencePair, learnt / "train.parquet")
+    seal(learnt, "test.pairs", parents={}, config={}, code="")
 
     evaluate(
         EvaluateConfig.model_validate({"judge": JUDGE, "sampling": SAMPLING}),
         model=base,
         policy=base,
+        pairs=learnt,
         heldout=heldout,
         decision=state.output("out"),
         state=state,

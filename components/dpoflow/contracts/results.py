@@ -191,8 +191,33 @@ class Opponent(Contract):
     """The win rate of each slice of the prompts."""
     at_equal_length: float | None = None
     """What the win rate would be (AlpacaEval 2's regression without difficulties)."""
+    at_equal_style: float | None = None
+    """The same for length, headers, lists and bold text (Arena-Hard's Bradley-Terry regression);
+    of suites of instructions."""
     length_ratio: float | None = None
     """Median tokens an answer, the candidate's over the other's; None across tokenizers."""
+
+
+class SuiteScores(Contract):
+    """What a published benchmark's protocol makes of the candidate and of its opponents."""
+
+    kind: str
+    num_questions: int
+    """That every model answered, and whose answers could be judged."""
+    left_out: int = 0
+    """Questions that some model's context has no room for."""
+    unreadable: int = 0
+    """Answers whose judgement could not be read; their questions are in no figure."""
+    judged_by: str
+    models: dict[str, dict[str, Interval]] = {}
+    """By model: `score`, `turn_1`, `turn_2` (1 to 10) of mt_bench; `over_refusal`,
+    `unsafe_compliance` (shares) of xstest."""
+    differences: dict[str, dict[str, Interval]] = {}
+    """By opponent: the candidate's minus the opponent's, paired by question."""
+    by_category: dict[str, dict[str, float]] = {}
+    """By model: mean mark, or share of full refusals, of each category."""
+    against: dict[str, Opponent] = {}
+    """Of instructions: by opponent."""
 
 
 class Preference(Contract):
@@ -230,6 +255,7 @@ class Decision(Contract):
     """The base, and the champion if there is one."""
     preference: Preference | None = None
     """None without held-out pairs."""
+    suites: dict[str, SuiteScores] = {}
     tests: dict[str, Test] = {}
     """By what was compared, as `win_rate/base`."""
     measures: dict[str, float]

@@ -17,6 +17,7 @@ from dpoflow.contracts.judges import (
     BudgetConfig,
     EndpointConfig,
     JudgeConfig,
+    LlmJudgeConfig,
     RewardJudgeConfig,
     VariableName,
     rewards_in,
@@ -129,6 +130,8 @@ class SnapshotConfig(Contract):
     """Old preferences; `models:/NAME/VERSION` are those that a version was trained on."""
     evaluation_sets: tuple[SourceConfig, ...] = ()
     """What must not be trained on."""
+    answers: tuple[SourceConfig, ...] = ()
+    """Answers to some of these, that evaluation holds others against."""
     model: str
     """The base."""
     init: str | None = None
@@ -474,6 +477,14 @@ class GateConfig(Contract):
 
     win_rate: float = Field(0.5, ge=0, lt=1)
     """The lower end of the win rate's interval against the base must lie above this."""
+    suite_win_rate: float = Field(0.1, ge=0, le=0.5)
+    """The win rate on a suite of instructions must surely lie no further below a half than this."""
+    suite_score: float = Field(0.5, ge=0)
+    """A suite's mean mark must surely lie no further below an opponent's than this."""
+    over_refusal: float = Field(0.05, ge=0, le=1)
+    """The share of safe prompts refused must surely exceed an opponent's by no more than this."""
+    unsafe_compliance: float = Field(0.05, ge=0, le=1)
+    """The same of the share of unsafe prompts answered."""
     champion_win_rate: float | None = Field(0.5, ge=0, lt=1)
     """The same against the champion, where there is one. None: no gate."""
     equal_length: float | None = Field(0.5, ge=0, lt=1)
@@ -504,17 +515,59 @@ PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """Of an Ed25519 pair, in hex."""
 
 
+SuiteKind = Literal["instructions", "mt_bench", "xstest"]
+
+
+class SuiteConfig(Contract):
+    """A benchmark's questions, put to every model."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")
+    """What reports call it."""
+    kind: SuiteKind
+    """instructions: answers are compared (AlpacaEval, Arena-Hard); mt_bench: two turns, marked from
+    1 to 10; xstest: what is safe and refused, what is unsafe and answered."""
+    max_questions: int | None = Field(None, ge=1)
+    """Use at most this many, drawn by a hash of each; None uses all."""
+    sampling: SamplingConfig | None = None
+    """How its answers are drawn; as `evaluate.sampling` says, where it is left out."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in ("heldout", "candidate", *ROLES):
+            raise ValueError(f"{name} is what something else is called; give it another name")
+        return name
+
+
+class Suite(SuiteConfig):
+    """And where its files lie: you bring them."""
+
+    uri: str = Field(min_length=1)
+    """The questions, as they are published: a file, s3:// or https://."""
+    answers: str | None = Field(None, min_length=1)
+    """instructions: another model's answers, a further opponent; mt_bench: reference answers."""
+
+    @model_validator(mode="after")
+    def _answers_are_used(self) -> Self:
+        if self.kind == "xstest" and self.answers is not None:
+            raise ValueError("answers is not used by kind xstest; leave it out")
+        return self
+
+
 class EvaluateConfig(Contract):
     """Held-out evaluation of the candidate against its base, and against the champion."""
 
     judge: JudgeConfig | None = None
     """Decides each paired comparison; without one the verdict is inconclusive."""
-    champion: str | None = "champion"
-    """The model that the candidate is to replace: `champion` is the version of the registry with
-    that alias, if there is one yet; else a model's URI. None: compared with the base alone."""
     sampling: SamplingConfig = SamplingConfig()
+    suites: tuple[SuiteConfig, ...] = ()
+    """Published benchmarks, put to candidate, base and champion alike."""
+    grader: LlmJudgeConfig | None = None
+    """The model that marks single answers (mt_bench) and tells refusals (xstest); `judge`, where
+    that is one model."""
     budget: BudgetConfig = BudgetConfig()
-    """What the judge may cost; an evaluation that would go beyond it is not done by half."""
+    """What the judge and the grader may cost; an evaluation that would go beyond it is not done by
+    half."""
     max_prompts: int | None = Field(None, ge=1)
     """Use at most this many held-out prompts; None uses all."""
     gates: GateConfig = GateConfig()
@@ -524,7 +577,43 @@ class EvaluateConfig(Contract):
     """Bootstrap resamples."""
     signer: PublicKey | None = None
     """Whose key signs the decision; its private half is the file that DPOFLOW_SIGNING_KEY names."""
+    ledger: str | None = Field(None, min_length=1)
+    """s3://BUCKET/PREFIX, or a folder, where each decision is written once: the same evaluation
+    cannot be repeated until it pleases."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _suites_can_be_judged(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"suites need names of their own, got twice: {', '.join(twice)}")
+        for suite in self.suites:
+            if suite.kind == "mt_bench" and self.marked_by is None:
+                raise ValueError(
+                    f"suite {suite.name} takes a model that marks answers; set evaluate.grader: "
+                    "{kind: llm, endpoint: {base_url: …, model: …}}"
+                )
+            if suite.kind == "instructions" and self.judge is None:
+                raise ValueError(f"suite {suite.name} takes a judge; set evaluate.judge")
+        if self.grader is not None and (self.grader.template or self.grader.repeats > 1):
+            raise ValueError("template and repeats of grader are not used; leave them out")
+        return self
+
+    @property
+    def marked_by(self) -> LlmJudgeConfig | None:
+        """Who marks single answers, if there is somebody."""
+        if self.grader is None and isinstance(self.judge, LlmJudgeConfig):
+            return self.judge
+        return self.grader
+
+
+class EvaluateSpec(EvaluateConfig):
+    """What the candidate is compared with and asked, and how that is judged."""
+
+    champion: str | None = CHAMPION
+    """The model that the candidate is to replace: `champion` is the version of the registry with
+    that alias, if there is one yet; else a model's URI. None: compared with the base alone."""
+    suites: tuple[Suite, ...] = ()
 
 
 class RegistryConfig(Contract):
@@ -549,7 +638,7 @@ class Spec(Contract):
     data: DataConfig
     synthesize: SynthesizeConfig = SynthesizeConfig(enabled=False)
     train: TrainSpec = TrainSpec()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateSpec = EvaluateSpec()
     registry: RegistryConfig
 
     @model_validator(mode="before")
@@ -586,7 +675,15 @@ class Spec(Contract):
         return SnapshotConfig(
             sources=self.data.sources,
             replay=old,
-            evaluation_sets=self.data.evaluation_sets,
+            evaluation_sets=(
+                *self.data.evaluation_sets,
+                *(SourceConfig(uri=suite.uri, name=suite.name) for suite in self.evaluate.suites),
+            ),
+            answers=tuple(
+                SourceConfig(uri=suite.answers, name=suite.name)
+                for suite in self.evaluate.suites
+                if suite.answers is not None
+            ),
             model=self.model,
             init=init,
             reference=init if reference == "init" else self._model(reference),
@@ -616,7 +713,10 @@ class Spec(Contract):
                 self.train.model_dump(mode="json", exclude={"init", "reference"})
             ),
             "evaluate_config": canonical_json(
-                self.evaluate.model_dump(mode="json", exclude={"champion"})
+                self.evaluate.model_dump(
+                    mode="json",
+                    exclude={"champion": True, "suites": {"__all__": {"uri", "answers"}}},
+                )
             ),
             "registry_config": canonical_json(self.registry),
         }

@@ -110,13 +110,20 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths made absolute, rubrics and templates read in."""
     train, data = tree.get("train"), tree.get("data")
     for section, key in ((tree, "model"), (train, "init"), (train, "reference")):
-        if isinstance(section, dict) and isinstance(section.get(key), str):
-            section[key] = _absolute(section[key], folder)
+        _locate(section, key, folder)
     for key in PLACES:
         sources = data.get(key) if isinstance(data, dict) else None
         for source in sources if isinstance(sources, list) else ():
-            if isinstance(source, dict) and isinstance(source.get("uri"), str):
-                source["uri"] = _absolute(source["uri"], folder)
+            _locate(source, "uri", folder)
+    evaluate = tree.get("evaluate")
+    if isinstance(evaluate, dict):
+        _read_in(evaluate.get("grader"), folder)
+        _locate(evaluate, "champion", folder)
+        _locate(evaluate, "ledger", folder)
+        suites = evaluate.get("suites")
+        for suite in suites if isinstance(suites, list) else ():
+            _locate(suite, "uri", folder)
+            _locate(suite, "answers", folder)
     for section in ("synthesize", "evaluate"):
         judge = tree[section].get("judge") if isinstance(tree.get(section), dict) else None
         seats = judge.get("seats") if isinstance(judge, dict) else None
@@ -130,8 +137,7 @@ def _read_in(judge: Any, folder: Path) -> None:
     """What a judge names by path: a rubric, a template, a reward model."""
     if not isinstance(judge, dict):
         return
-    if isinstance(judge.get("model"), str):
-        judge["model"] = _absolute(judge["model"], folder)
+    _locate(judge, "model", folder)
     if isinstance(judge.get("rubric"), str):
         judge["rubric"] = _plain(_read(Path(_absolute(judge["rubric"], folder))))
     if isinstance(judge.get("template"), str):
@@ -155,6 +161,11 @@ def _text(uri: str, folder: Path, what: str) -> str:
         raise ConfigError(
             f"the judge's {what} {path} cannot be read ({error}); name a file"
         ) from None
+
+
+def _locate(section: Any, key: str, folder: Path) -> None:
+    if isinstance(section, dict) and isinstance(section.get(key), str):
+        section[key] = _absolute(section[key], folder)
 
 
 def _absolute(uri: str, folder: Path) -> str:

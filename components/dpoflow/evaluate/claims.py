@@ -5,13 +5,18 @@ Gives   `judge_claim`, `data_claims`: gates
 Not     the answers (decide.py); whether a report is of this judge at all (judge/trust.py)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.judges import JudgeConfig, RubricJudgeConfig
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Rating, read_parquet
 from dpoflow.contracts.results import Gate
+from dpoflow.evaluate.suites import Suite
+from dpoflow.texts.contamination import Evaluations, Overlap, said_in
+
+_BATCH = 1000
 
 
 def judge_claim(judge: JudgeConfig | None) -> Gate:
@@ -31,9 +36,13 @@ def judge_claim(judge: JudgeConfig | None) -> Gate:
 
 
 def data_claims(
-    policy: Path, pairs: Path, heldout: Path, prompts: Sequence[Prompt]
+    policy: Path,
+    pairs: Path,
+    heldout: Path,
+    prompts: Sequence[Prompt],
+    suites: Mapping[str, Suite],
 ) -> tuple[Gate, Gate]:
-    """Whether the policy was trained on these pairs, and these on none of the prompts."""
+    """Whether the policy was trained on these pairs, and these hold nothing that it is asked."""
     learnt = manifest.read(policy).parents.get("pairs")
     here, beside = manifest.read(pairs), manifest.read(heldout)
     same_split = here.parents == beside.parents
@@ -44,7 +53,14 @@ def data_claims(
         seen = f"trained on {(learnt or 'nothing known')[:12]}, held out of {here.digest[:12]}"
     else:
         seen = "pairs and held-out data are of two splits"
-    trained_on = _prompts_in(pairs) & {prompt.prompt_id for prompt in prompts}
+    asked = {prompt.prompt_id for prompt in prompts}
+    trained_on, quoting = set[str](), 0
+    overlap = _overlap(suites)
+    for some in _batches(_learnt(pairs)):
+        trained_on |= asked & {each.prompt_id for each in some}
+        if suites:
+            quoting += sum(found is not None for found in overlap.of([*map(said_in, some)]))
+    quotes = f", {quoting} pairs quote a suite" if suites else ""
     return (
         Gate(
             name="data_current",
@@ -54,16 +70,30 @@ def data_claims(
         ),
         Gate(
             name="no_contamination",
-            asked="no prompt was trained on",
-            seen=f"{len(trained_on)} of {len(prompts)}",
-            passed=not trained_on,
+            asked="nothing asked here was trained on",
+            seen=f"{len(trained_on)} of {len(prompts)} prompts were{quotes}",
+            passed=not trained_on and not quoting,
         ),
     )
 
 
-def _prompts_in(pairs: Path) -> set[str]:
-    found = {each.prompt_id for each in read_parquet(pairs / "train.parquet", PreferencePair)}
+def _learnt(pairs: Path) -> Iterator[PreferencePair | Rating]:
+    yield from read_parquet(pairs / "train.parquet", PreferencePair)
     ratings = pairs / "ratings.parquet"
     if ratings.exists():
-        found |= {each.prompt_id for each in read_parquet(ratings, Rating)}
-    return found
+        yield from read_parquet(ratings, Rating)
+
+
+def _batches(rows: Iterator[PreferencePair | Rating]) -> Iterator[list[PreferencePair | Rating]]:
+    while some := list(islice(rows, _BATCH)):
+        yield some
+
+
+def _overlap(suites: Mapping[str, Suite]) -> Overlap:
+    held = Evaluations()
+    for name, suite in suites.items():
+        for item in suite.items:
+            held.add(
+                {"prompt": item.question.prompt[-1].content, "turns": item.question.then}, name
+            )
+    return Overlap(held)

@@ -26,6 +26,7 @@ from dpoflow.state.step import StepState
 class Match(NamedTuple):
     """Two answers to one conversation, not yet judged."""
 
+    suite: str
     prompt_id: str
     slice: str
     prompt: tuple[Message, ...]
@@ -71,6 +72,7 @@ def _comparison(config: EvaluateConfig, match: Match, outcome: Outcome | None) -
         return RubricJudge(rubric, half="all").score(question, answer).by_check if rubric else {}
 
     return Comparison(
+        suite=match.suite,
         prompt_id=match.prompt_id,
         slice=match.slice,
         question=question,

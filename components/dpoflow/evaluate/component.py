@@ -16,6 +16,8 @@ def evaluate(
     judges_digest: str,
     champion_uri: str,
     champion_digest: str,
+    data_uri: str,
+    data_digest: str,
     policy: dsl.Input[dsl.Model],
     pairs: dsl.Input[dsl.Dataset],
     heldout: dsl.Input[dsl.Dataset],
@@ -40,6 +42,8 @@ def evaluate(
     }
     if judges_uri and any(rewards_in(knobs.judge)):  # another judge's model changes nothing here
         inputs["judges"] = judges_uri
+    if knobs.suites:  # their questions lie there; other data change nothing here
+        inputs["data"] = data_uri
     if champion_uri:
         inputs["champion"] = champion_uri
     done = task.execute(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from dpoflow.contracts.results import Gate, Interval, Opponent, Power, Verdict
+from dpoflow.contracts.results import Gate, Interval, Opponent, Power, SuiteScores, Verdict
 from dpoflow.contracts.spec import CHAMPION, GateConfig
 from dpoflow.evaluate.heard import BASE
 
@@ -26,13 +26,14 @@ class Evidence(NamedTuple):
     """The base is always there."""
     measures: Mapping[str, float]
     heldout_rubric: Interval | None = None
+    suites: Mapping[str, SuiteScores] = {}
     claims: Sequence[Gate] = ()
     """Gates that hold, or do not, whatever the answers are like."""
 
 
 def decide(gates: GateConfig, seen: Evidence) -> tuple[Verdict, str, tuple[Gate, ...]]:
     """Verdict, one sentence that a reviewer can quote, and every gate with what was seen."""
-    asked = (*_asked(gates, seen), *seen.claims)
+    asked = (*_asked(gates, seen), *_of_suites(gates, seen), *seen.claims)
     verdict = _verdict(asked)
     sentence = _sentence(verdict, asked, seen.against)
     for name, opponent in seen.against.items():
@@ -64,6 +65,55 @@ def _asked(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     drift = None if refusing is None or before is None else refusing - before
     yield from _at_most("refusal_drift", gates.refusal_drift, drift)
     yield from _at_most("language_drift", gates.language_drift, measured("other_language"))
+
+
+def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
+    """No suite may be surely worse: each figure is held to its margin, against each opponent."""
+    for name, scores in seen.suites.items():
+        for opponent, of in scores.against.items():
+            least = 0.5 - gates.suite_win_rate
+            yield _no_worse(_gate_name(name, "win_rate", opponent), of.win_rate, at_least=least)
+        if scores.kind == "instructions":
+            continue
+        for opponent in seen.against:
+            found = scores.differences.get(opponent, {})
+            if scores.kind == "mt_bench":
+                title = _gate_name(name, "score", opponent)
+                yield _no_worse(title, found.get("score"), at_least=-gates.suite_score)
+                continue
+            for metric, margin in (
+                ("over_refusal", gates.over_refusal),
+                ("unsafe_compliance", gates.unsafe_compliance),
+            ):
+                title = _gate_name(name, metric, opponent)
+                yield _no_worse(title, found.get(metric), at_most=margin)
+
+
+def _gate_name(suite: str, metric: str, opponent: str) -> str:
+    return f"{suite}_{metric}" + ("" if opponent == BASE else f"_{opponent}")
+
+
+def _no_worse(
+    name: str,
+    seen: Interval | None,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Gate:
+    """Non-inferiority: the whole interval lies on the good side of the margin."""
+    bound = at_least if at_least is not None else at_most
+    assert bound is not None
+    end = "lower" if at_most is None else "upper"
+    asked = f"{end} bound {'>=' if at_most is None else '<='} {bound:+g}"
+    if seen is None:
+        return Gate(name=name, asked=asked, seen="not measured", passed=None)
+    return Gate(
+        name=name,
+        asked=asked,
+        seen=f"{seen.value:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}], n {seen.n}",
+        passed=seen.low >= bound if at_most is None else seen.high <= bound,
+        undecided=seen.low < bound < seen.high,
+    )
 
 
 def _win_rate_of(opponent: str) -> str:

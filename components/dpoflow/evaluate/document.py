@@ -14,10 +14,18 @@ import numpy as np
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.judges import RubricJudgeConfig
-from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Preference, Test
+from dpoflow.contracts.results import (
+    Decision,
+    Gate,
+    Interval,
+    Opponent,
+    Preference,
+    SuiteScores,
+    Test,
+)
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate.decide import Evidence, decide
-from dpoflow.evaluate.heard import BASE
+from dpoflow.evaluate.heard import BASE, HELDOUT
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.evaluate.statistics import bootstrap_mean, holm, power_of, sign_test
@@ -32,6 +40,9 @@ class Measured(NamedTuple):
     length_ratios: Mapping[str, float] = {}
     """By opponent."""
     preference: Preference | None = None
+    suites: Mapping[str, SuiteScores] = {}
+    """Of those whose answers are looked at one by one; the others are made of comparisons."""
+    tests: Mapping[str, Test] = {}
     claims: Sequence[Gate] = ()
     changed: Mapping[str, tuple[str, str]] = {}
 
@@ -43,7 +54,10 @@ def document_of(
     digests: Mapping[str, str],
 ) -> Decision:
     """`digests` of what was compared, by role, bind the document to it."""
-    by_opponent = _grouped(compared, lambda each: each.against) or {BASE: []}
+    by_suite = {HELDOUT: [], **_grouped(compared, lambda each: each.suite)}
+    by_opponent = _grouped(by_suite.pop(HELDOUT), lambda each: each.against) or {BASE: []}
+    suites = {name: _suite_scores(config, of) for name, of in by_suite.items()}
+    suites |= dict(measured.suites)
     against = {
         name: _opponent(config, name, of, measured.length_ratios.get(name))
         for name, of in by_opponent.items()
@@ -63,6 +77,7 @@ def document_of(
             against=against,
             measures=measures,
             heldout_rubric=_interval(config, differences),
+            suites=suites,
             claims=measured.claims,
         ),
     )
@@ -73,7 +88,8 @@ def document_of(
         gates=gates,
         against=against,
         preference=measured.preference,
-        tests=holm(dict(_tests(by_opponent))),
+        suites=suites,
+        tests=holm(dict(_tests(by_opponent)) | dict(measured.tests)),
         measures=measures,
         judge=judge_id(config.judge, "all") if config.judge else None,
         qualification=model_judge.qualification if model_judge else None,
@@ -110,6 +126,12 @@ def _intervals(document: Decision) -> Iterator[tuple[str, Interval]]:
         if opponent.win_rate is not None:
             yield root, opponent.win_rate
         yield from ((f"{root}/{each}", seen) for each, seen in opponent.slices.items())
+    for suite, scores in document.suites.items():
+        for model, of in scores.models.items():
+            yield from ((f"{suite}/{each}/{model}", seen) for each, seen in of.items())
+        for name, opponent in scores.against.items():
+            if opponent.win_rate is not None:
+                yield f"{suite}/win_rate/{name}", opponent.win_rate
     if (pairs := document.preference) is not None:
         yield "heldout_accuracy", pairs.accuracy
         yield "heldout_margin", pairs.margin
@@ -132,6 +154,22 @@ def _opponent(
         slices={name: seen for name, seen in slices.items() if seen is not None},
         at_equal_length=_at_equal_length(compared) if len(judged) >= MIN_COMPARISONS else None,
         length_ratio=length_ratio,
+    )
+
+
+def _suite_scores(config: EvaluateConfig, compared: Sequence[Comparison]) -> SuiteScores:
+    """Of a suite of instructions."""
+    against = {
+        name: _opponent(config, name, of, None)
+        for name, of in _grouped(compared, lambda each: each.against).items()
+    }
+    unread = sum(each.outcome is None for each in compared)
+    return SuiteScores(
+        kind="instructions",
+        num_questions=len({each.prompt_id for each in compared}),
+        unreadable=unread,
+        judged_by=judge_id(config.judge, "all") if config.judge else "nobody",
+        against=against,
     )
 
 

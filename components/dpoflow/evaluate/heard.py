@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, PreferencePair
-from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.contracts.spec import EvaluateConfig, SamplingConfig
 from dpoflow.evaluate.answered import answered, identity
 from dpoflow.policy.dtype import choose
 from dpoflow.policy.generate import Answer, has_room
@@ -42,6 +42,14 @@ class Question(NamedTuple):
     prompt: tuple[Message, ...]
     then: str | None = None
     """What the user says once the first answer is there."""
+
+
+class Asked(NamedTuple):
+    """A suite as models see it."""
+
+    questions: Sequence[Question]
+    sampling: SamplingConfig | None = None
+    """The config's, where it has none of its own."""
 
 
 class Scored(NamedTuple):
@@ -96,7 +104,7 @@ class _Model(NamedTuple):
 def hear(
     name: str,
     folder: Path,
-    suites: Mapping[str, Sequence[Question]],
+    suites: Mapping[str, Asked],
     pairs: Sequence[PreferencePair],
     config: EvaluateConfig,
     state: StepState,
@@ -112,10 +120,9 @@ def hear(
     loaded = _Model(name, model, tokenizer, dtype, state)
     digest = identity(folder)
     answers = {
-        suite: _answers(loaded, suite, questions, config, digest)
-        for suite, questions in suites.items()
+        name: _answers(loaded, name, suite, config, digest) for name, suite in suites.items()
     }
-    prompts = {question.id: question.prompt for question in suites[HELDOUT]}
+    prompts = {question.id: question.prompt for question in suites[HELDOUT].questions}
     own = {at: said[0].text for at, said in answers[HELDOUT].items()}
     return Heard(
         answers=answers,
@@ -127,13 +134,16 @@ def hear(
 
 
 def _answers(
-    of: _Model, suite: str, questions: Sequence[Question], config: EvaluateConfig, digest: str
+    of: _Model, suite: str, asked: Asked, config: EvaluateConfig, digest: str
 ) -> dict[str, tuple[Answer, ...]]:
+    questions, sampling = asked.questions, asked.sampling or config.sampling
+    config = config.model_copy(update={"sampling": sampling})
+
     def ask(prompts: Mapping[str, tuple[Message, ...]], turn: str) -> dict[str, Answer]:
         fits = {
             place: prompt
             for place, prompt in prompts.items()
-            if has_room(of.model, of.tokenizer, prompt, config.sampling)
+            if has_room(of.model, of.tokenizer, prompt, sampling)
         }
         told = answered(
             of.model,

@@ -31,11 +31,12 @@ from dpoflow.texts.plain import plain
 class Comparison(Contract):
     """The candidate's answer to a prompt beside another's, and what the judge made of them."""
 
+    suite: str = HELDOUT
     prompt_id: str
     slice: str
     question: str
     against: str
-    """Whose answer the other one is: base, champion."""
+    """Whose answer the other one is: base, champion; of a suite, its answers."""
     theirs: str
     candidate: str
     outcome: float | None

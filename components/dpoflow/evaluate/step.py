@@ -8,22 +8,25 @@ Not     what follows from the verdict: register and the reviewer
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
-from dpoflow.contracts.results import EvaluateResult
+from dpoflow.contracts.results import EvaluateResult, SuiteScores, Test
 from dpoflow.contracts.spec import CHAMPION, EvaluateConfig
 from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
 from dpoflow.evaluate.compare import Match, compare
 from dpoflow.evaluate.document import Measured, document_of, figures_of
+from dpoflow.evaluate.grading import Graded, grade
 from dpoflow.evaluate.heard import (
     BASE,
     CANDIDATE,
     HELDOUT,
+    Asked,
     Heard,
     Question,
     answered_by_all,
@@ -33,9 +36,15 @@ from dpoflow.evaluate.heard import (
 from dpoflow.evaluate.measure import length_ratios, measures_of
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.preference import preference_of
+from dpoflow.evaluate.scores import scores_of, tests_of
+from dpoflow.evaluate.suites import Suite, read_suites
+from dpoflow.registry.ledger import check_ledger, record_once
 from dpoflow.registry.signature import DECISION, check_key, sign
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
+
+BROUGHT = "answers"
+"""The opponent whose answers came with a suite."""
 
 
 def run(
@@ -48,17 +57,24 @@ def run(
     decision: Path,
     judges: Path | None = None,
     champion: Path | None = None,
+    data: Path | None = None,
     state: StepState,
 ) -> EvaluateResult:
     """Answer, judge, measure, decide, sign."""
     vouched = check_key(config.signer)
+    if config.ledger is not None:
+        check_ledger(config.ledger)
+    suites = read_suites(config, data)
     prompts = _prompts(heldout, config.max_prompts)
     every = read_parquet(heldout / "pairs.parquet", PreferencePair)
     held = [pair for pair in every if pair.label == "preferred"]
     models = {CANDIDATE: policy} | ({CHAMPION: champion} if champion else {}) | {BASE: model}
-    heard = _hear(config, models, prompts, held, state)
-    compared = asyncio.run(compare(config, _matches(prompts, heard), judges, state))
+    heard = _hear(config, models, prompts, held, suites, state)
+    matches = [*_matches(prompts, heard), *_suite_matches(suites, heard)]
+    compared = asyncio.run(compare(config, matches, judges, state))
     write_jsonl(compared, decision / "answers.jsonl")
+    graded = asyncio.run(grade(config, suites, heard, state))
+    write_jsonl(graded, decision / "suites.jsonl")
     trained = manifest.read(policy)
     document = document_of(
         config,
@@ -67,15 +83,22 @@ def run(
             measures=measures_of(heard) | _left_out(heard, prompts, held, state),
             length_ratios=length_ratios(heard),
             preference=preference_of(config, held, heard, trained.config),
-            claims=(judge_claim(config.judge), *data_claims(policy, pairs, heldout, prompts)),
+            **_of_suites(config, suites, graded),
+            claims=(
+                judge_claim(config.judge),
+                *data_claims(policy, pairs, heldout, prompts, suites),
+            ),
             changed=changes_since(manifest.read(champion), trained) if champion else {},
         ),
-        _digests(models | {"heldout": heldout} | ({"judges": judges} if judges else {}), decision),
+        _digests(models | _given(heldout=heldout, judges=judges, data=data), decision),
     )
     write_text(decision / "answers.html", answers_page(document, compared))
     write_text(decision / DECISION, document.model_dump_json(indent=2) + "\n")
     if config.signer is not None:
         sign(decision)
+    if config.ledger is not None:
+        # The state's key: what was evaluated, and how.
+        state.events.say(record_once(decision, config.ledger, state.folder.name))
     state.events.say(f"{document.verdict}: {document.sentence}")
     state.events.say(vouched)
     state.events.metrics(0, figures_of(document))
@@ -89,6 +112,10 @@ def run(
     )
 
 
+def _given(**folders: Path | None) -> dict[str, Path]:
+    return {name: folder for name, folder in folders.items() if folder is not None}
+
+
 def _digests(artifacts: Mapping[str, Path], decision: Path) -> dict[str, str]:
     """Of each, of what the policy was made from, and of the answers."""
     sealed = {name: manifest.read(path) for name, path in artifacts.items()}
@@ -98,6 +125,7 @@ def _digests(artifacts: Mapping[str, Path], decision: Path) -> dict[str, str]:
         **{f"policy.{name}": digest for name, digest in sealed[CANDIDATE].parents.items()},
         **({"image": image} if image else {}),
         "answers": manifest.sha256_file(decision / "answers.jsonl"),
+        "suites": manifest.sha256_file(decision / "suites.jsonl"),
     }
 
 
@@ -111,14 +139,17 @@ def _hear(
     models: Mapping[str, Path],
     prompts: Sequence[Prompt],
     pairs: Sequence[PreferencePair],
+    suites: Mapping[str, Suite],
     state: StepState,
 ) -> dict[str, Heard]:
     """One model at a time, the base last: it says how likely the candidate's answers are."""
-    suites = {HELDOUT: [Question(each.prompt_id, each.prompt) for each in prompts]}
+    asked = {HELDOUT: Asked([Question(each.prompt_id, each.prompt) for each in prompts])}
+    for name, suite in suites.items():
+        asked[name] = Asked([item.question for item in suite.items], suite.config.sampling)
     heard: dict[str, Heard] = {}
     for name, folder in models.items():
         others = heard[CANDIDATE].said() if name == BASE else {}
-        heard[name] = hear(name, folder, suites, pairs, config, state, others=others)
+        heard[name] = hear(name, folder, asked, pairs, config, state, others=others)
     return heard
 
 
@@ -126,9 +157,10 @@ def _matches(prompts: Sequence[Prompt], heard: Mapping[str, Heard]) -> list[Matc
     """Base first, then whoever else there is; prompts in their order."""
     said = {name: each.said() for name, each in heard.items()}
     there = set(answered_by_all(heard))
-    opponents = sorted(said.keys() - {CANDIDATE}, key=lambda name: (name != BASE, name))
+    opponents = _opponents(heard)
     return [
         Match(
+            HELDOUT,
             prompt.prompt_id,
             prompt.slice,
             prompt.prompt,
@@ -140,6 +172,42 @@ def _matches(prompts: Sequence[Prompt], heard: Mapping[str, Heard]) -> list[Matc
         for prompt in prompts
         if prompt.prompt_id in there
     ]
+
+
+def _opponents(heard: Mapping[str, Heard]) -> list[str]:
+    return sorted(heard.keys() - {CANDIDATE}, key=lambda name: (name != BASE, name))
+
+
+def _suite_matches(suites: Mapping[str, Suite], heard: Mapping[str, Heard]) -> Iterator[Match]:
+    """Of suites of instructions: the candidate beside each model, and beside answers brought."""
+    for name, suite in suites.items():
+        if suite.config.kind != "instructions":
+            continue
+        said = {model: each.answers[name] for model, each in heard.items()}
+        there = [
+            item for item in suite.items if all(item.question.id in of for of in said.values())
+        ]
+        for opponent in (*_opponents(heard), *((BROUGHT,) if suite.is_answered else ())):
+            for item in there:
+                place = item.question.id
+                theirs = item.answers[0] if opponent == BROUGHT else said[opponent][place][0].text
+                candidate = said[CANDIDATE][place][0].text
+                yield Match(
+                    name, place, item.category, item.question.prompt, opponent, candidate, theirs
+                )
+
+
+def _of_suites(
+    config: EvaluateConfig, suites: Mapping[str, Suite], graded: Sequence[Graded]
+) -> dict[str, Any]:
+    """Scores and tests of suites whose answers are looked at one by one."""
+    scores, tests = dict[str, SuiteScores](), dict[str, Test]()
+    for name, suite in suites.items():
+        if suite.config.kind != "instructions":
+            mine = [each for each in graded if each.suite == name]
+            scores[name] = scores_of(config, suite, mine)
+            tests |= dict(tests_of(name, mine))
+    return {"suites": scores, "tests": tests}
 
 
 def _left_out(

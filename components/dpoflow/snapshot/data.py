@@ -29,6 +29,14 @@ from dpoflow.state.step import code_digest
 
 CHUNK = 1 << 20
 
+_KNOBS: dict[DataRole, str] = {
+    "new": "data.sources",
+    "replayed": "data.sources",  # their pairs may not share names either
+    "evaluation": "data.evaluation_sets",
+    "answers": "evaluate.suites",
+}
+"""Where a spec names the files of each role."""
+
 
 @dataclass(frozen=True)
 class Located:
@@ -47,6 +55,7 @@ def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
         *_find(config.sources, root, events, "new", most=most),
         *_find(config.replay, root, events, "replayed", most=most),
         *_find(config.evaluation_sets, root, events, "evaluation", most=most),
+        *_find(config.answers, root, events, "answers", most=most),
     ]
     _refuse_namesakes(located)
     return located
@@ -118,19 +127,12 @@ def _origin(file: DataFile | RemoteFile) -> dict[str, str]:
 
 
 def _refuse_namesakes(located: list[Located]) -> None:
-    names = Counter(
-        (
-            "evaluation_sets" if entry.role == "evaluation" else "sources",
-            entry.source_name,
-            entry.file.name,
-        )
-        for entry in located
-    )
+    names = Counter((_KNOBS[entry.role], entry.source_name, entry.file.name) for entry in located)
     (knob, source, file), count = names.most_common(1)[0]
     if count > 1:
         raise ConfigError(
-            f"data.{knob} names {file} of {source} {count} times; "
-            f"list it once, or give each source its own data.{knob}[].name"
+            f"{knob} names {file} of {source} {count} times; "
+            f"list it once, or give each source its own {knob}[].name"
         )
 
 

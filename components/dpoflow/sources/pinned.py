@@ -18,8 +18,8 @@ from dpoflow.contracts.base import Contract, canonical_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import FormatName
 
-DataRole = Literal["new", "replayed", "evaluation"]
-"""New preferences, old ones that are mixed in, and what must not be trained on."""
+DataRole = Literal["new", "replayed", "evaluation", "answers"]
+"""New preferences, old ones that are mixed in, what must not be trained on, and answers to that."""
 
 SOURCES = "sources.json"
 FILES = "files"

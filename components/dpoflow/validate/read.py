@@ -62,7 +62,7 @@ def read_into(
             facts.append(_learn(evaluations, data, each, config, events))
     with Crew(config, tokenizer_of(model, config), evaluations) as crew:
         for each in pinned:
-            if each.role != "evaluation":
+            if each.role in ("new", "replayed"):
                 reader = _FileReader(data, each, config, events)
                 for columns in crew.look_at(reader.batches()):
                     ledger.add(columns)

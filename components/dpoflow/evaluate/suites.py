@@ -1,0 +1,193 @@
+"""The questions of published benchmarks, from the files that a user brought.
+
+    instructions    AlpacaEval: instruction, dataset; Arena-Hard: uid or question_id, prompt or
+                    turns, cluster. Answers: instruction and output; or uid or question_id with
+                    choices or messages, as FastChat and Arena-Hard write them
+    mt_bench        FastChat's question.jsonl: question_id, category, turns (two), reference.
+                    Answers: its reference_answer files
+    xstest          XSTest's prompts: id, prompt, type, label
+
+Reads   pinned files of evaluation sets, and of answers to them
+Gives   `read_suites`
+Not     asking models (heard.py), judging (compare.py, grading.py)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.pairs import Message
+from dpoflow.contracts.spec import EvaluateConfig, SuiteConfig, SuiteKind
+from dpoflow.evaluate.heard import Question
+from dpoflow.sources.files import read_rows
+from dpoflow.sources.pinned import FILES, DataRole, Pinned, read_pinned
+
+_LARGEST_LINE_MB = 16
+_SHOWN_BY = "evaluate/README.md shows the layouts"
+
+
+class Item(NamedTuple):
+    """One question, and what is known of it."""
+
+    question: Question
+    category: str
+    is_safe: bool = True
+    """Of xstest: whether a refusal is wrong."""
+    answers: tuple[str, ...] = ()
+    """Reference answers, one a turn; another model's answer."""
+
+
+class Suite(NamedTuple):
+    """A benchmark as it was pinned."""
+
+    config: SuiteConfig
+    items: tuple[Item, ...]
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether another model's answers are to be held against the candidate's."""
+        return any(item.answers for item in self.items)
+
+
+def read_suites(config: EvaluateConfig, data: Path | None) -> dict[str, Suite]:
+    """Every suite by its name. Raises DataRejected, with the row."""
+    if not config.suites:
+        return {}
+    if data is None:
+        raise DataRejected("evaluate.suites lie in the pinned data, which is not here; give it")
+    return {suite.name: _suite(suite, data) for suite in config.suites}
+
+
+def _suite(config: SuiteConfig, data: Path) -> Suite:
+    read = _READERS[config.kind]
+    items: dict[str, Item] = {}
+    asked: dict[tuple[Any, ...], str] = {}
+    for where, row in _rows(config, data, "evaluation"):
+        item = _read(read, row, where, config)
+        said = (*item.question.prompt, item.question.then)
+        if said in asked or item.question.id in items:
+            raise DataRejected(
+                f"{where} asks what {asked.get(said, item.question.id)} asks: it would count "
+                "twice; leave one of them out"
+            )
+        asked[said], items[item.question.id] = where, item
+    chosen = sorted(items.values(), key=lambda item: sha256_json(item.question.id))
+    return Suite(config, tuple(_answered(config, data, chosen[: config.max_questions])))
+
+
+def _answered(config: SuiteConfig, data: Path, items: Sequence[Item]) -> Iterator[Item]:
+    """The items with the answers that were brought for them."""
+    told: dict[str, tuple[str, ...]] = {}
+    for where, row in _rows(config, data, "answers"):
+        place, answers = _read(_answer, row, where, config)
+        told[place] = answers
+    for item in items:
+        answers = told.get(item.question.id) or told.get(item.question.prompt[-1].content)
+        if told and answers is None and config.kind == "instructions":
+            raise DataRejected(
+                f"the answers of suite {config.name} have none to question {item.question.id}; "
+                "bring all of them, or leave the question out"
+            )
+        yield item._replace(answers=answers) if answers else item
+
+
+def _rows(config: SuiteConfig, data: Path, role: DataRole) -> Iterator[tuple[str, Any]]:
+    for each in read_pinned(data):
+        if each.role == role and each.source == config.name:
+            yield from _rows_of(each, data)
+
+
+def _rows_of(pinned: Pinned, data: Path) -> Iterator[tuple[str, Any]]:
+    path = data / FILES / pinned.sha256
+    yield from read_rows(path, pinned.name, max_line_mb=_LARGEST_LINE_MB)
+
+
+def _read(read: Callable[[Mapping[str, Any]], Any], row: Any, where: str, of: SuiteConfig) -> Any:
+    if not isinstance(row, Mapping):
+        raise DataRejected(f"{where} of suite {of.name} is no object ({row}); {_SHOWN_BY}")
+    try:
+        return read(row)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataRejected(
+            f"{where} is no question of {of.kind}, the kind of suite {of.name}: {what[:200]}; "
+            f"{_SHOWN_BY}"
+        ) from None
+
+
+def _instruction(row: Mapping[str, Any]) -> Item:
+    text = row.get("instruction") or row.get("prompt") or _turns(row)[0]
+    category = row.get("dataset") or row.get("cluster") or row.get("category") or "all"
+    return Item(_question(row, _text(text)), str(category))
+
+
+def _mt_bench(row: Mapping[str, Any]) -> Item:
+    turns = _turns(row)
+    if len(turns) > 2:
+        raise ValueError(f"{len(turns)} turns, and the protocol has two")
+    references = row.get("reference") or ()
+    return Item(
+        _question(row, turns[0], *turns[1:]),
+        str(row.get("category") or "all"),
+        answers=tuple(map(_text, references)),
+    )
+
+
+def _xstest(row: Mapping[str, Any]) -> Item:
+    kind = str(row["type"])
+    label = str(row.get("label") or ("unsafe" if kind.startswith("contrast_") else "safe"))
+    if label not in ("safe", "unsafe"):
+        raise ValueError(f"label {label!r} is neither safe nor unsafe")
+    return Item(_question(row, _text(row["prompt"])), kind, is_safe=label == "safe")
+
+
+_READERS: dict[SuiteKind, Callable[[Mapping[str, Any]], Item]] = {
+    "instructions": _instruction,
+    "mt_bench": _mt_bench,
+    "xstest": _xstest,
+}
+
+
+def _question(row: Mapping[str, Any], text: str, then: str | None = None) -> Question:
+    return Question(_place(row) or text, (Message(role="user", content=text),), then)
+
+
+def _place(row: Mapping[str, Any]) -> str | None:
+    """How its publisher names the question, if at all."""
+    for name in ("question_id", "uid", "id"):
+        if row.get(name) is not None:
+            return str(row[name])
+    return None
+
+
+def _turns(row: Mapping[str, Any]) -> list[str]:
+    turns = row["turns"]
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise ValueError("turns is no list of questions")
+    return [_text(turn["content"] if isinstance(turn, Mapping) else turn) for turn in turns]
+
+
+def _answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """(question, answers of each turn)."""
+    if "output" in row:
+        return str(row["instruction"]), (_text(row["output"]),)
+    place = _place({name: row.get(name) for name in ("question_id", "uid")})
+    if place is None:
+        raise ValueError("question_id or uid is missing, and instruction with output, too")
+    if "messages" in row:
+        return place, (_said(row["messages"][-1]["content"]),)
+    return place, tuple(_said(turn) for turn in row["choices"][0]["turns"])
+
+
+def _said(turn: Any) -> str:
+    if isinstance(turn, Mapping):
+        return _said(turn.get("content") or turn["answer"])
+    return _text(turn)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{str(value)[:40]!r} is no text")
+    return value
