@@ -38,6 +38,7 @@ from dpoflow.evaluate.bradley_terry import (
     percentile_interval,
     win_rate,
 )
+from dpoflow.evaluate.style import Style, difference, standardised
 from dpoflow.sources.whole import read_each, rows_of
 
 _SHOWN_BY = "dpoflow eval arena-hard"
@@ -126,12 +127,6 @@ class _Battle(NamedTuple):
     model: str
     outcome: float
     weight: int
-
-
-class _Style(NamedTuple):
-    standardised_BF: Floats
-    mean_F: Floats
-    """In standard deviations."""
 
 
 class _Fitted(NamedTuple):
@@ -316,18 +311,14 @@ def _battles(fought: Sequence[_Battle], names: Sequence[str]) -> Battles:
     )
 
 
-def _style(fought: Sequence[_Battle], baseline: str, path: Path, version: Version) -> _Style:
+def _style(fought: Sequence[_Battle], baseline: str, path: Path, version: Version) -> Style:
     answers = {(each.model, each.prompt): each for each in _read(path, _answer)}
     ours_BF = np.array([_counts(answers, each.model, each.prompt, path) for each in fought])
     theirs_BF = np.array([_counts(answers, baseline, each.prompt, path) for each in fought])
+    # A strong verdict is three battles to the published programs, here too.
     weight_B = np.array([each.weight for each in fought], dtype=np.float64)
     more_BF = _more(ours_BF, theirs_BF, version)
-    mean_F = np.average(more_BF, axis=0, weights=weight_B)
-    # A strong verdict is three battles to the published programs, here too.
-    freedom = weight_B.sum() - (version == "v2.0")
-    spread_F = np.sqrt(weight_B @ (more_BF - mean_F) ** 2 / max(freedom, 1))
-    spread_F[spread_F < 1e-12] = np.inf  # what never differs explains nothing
-    return _Style((more_BF - mean_F) / spread_F, mean_F / spread_F)
+    return standardised(more_BF, weight_B, taken=int(version == "v2.0"))
 
 
 def _counts(
@@ -348,14 +339,11 @@ def _counts(
 
 
 def _more(ours_BF: Floats, theirs_BF: Floats, version: Version) -> Floats:
-    """Differences over sums. To v2.0 headers, lists and bold words are those of each token."""
-    one = np.ones(len(STYLE))
-    if version == "v2.0":
-        one[0] = 0
-        ours_BF, theirs_BF = _of_each_token(ours_BF), _of_each_token(theirs_BF)
-    sum_BF = ours_BF + theirs_BF + one
-    # Two answers without a token are equally long.
-    return (ours_BF - theirs_BF) / np.where(sum_BF > 0, sum_BF, 1)
+    """To v2.0 headers, lists and bold words are those of each token."""
+    if version == "v0.1":
+        return difference(ours_BF, theirs_BF)
+    one = np.array([0.0, *(1.0 for _ in STYLE[1:])])
+    return difference(_of_each_token(ours_BF), _of_each_token(theirs_BF), one)
 
 
 def _of_each_token(counts_BF: Floats) -> Floats:

@@ -1,38 +1,25 @@
 """The candidate's answers beside each opponent's, before the judge.
 
-Reads   what each model said, the judge of the spec
-Gives   `compare`: one `Comparison` a prompt and opponent
-Not     what is counted of them (document.py)
+Reads   matches, the judge of the spec
+Gives   `compare`: one `Comparison` a match
+Not     who meets whom (matches.py), what is counted of them (document.py)
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.judges import RubricJudgeConfig
-from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
+from dpoflow.evaluate.matches import Match
 from dpoflow.evaluate.measure import Comparison, points, reasons_of, unseen_difference
 from dpoflow.judge.build import ahead_of, build
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.session import session
 from dpoflow.judge.verdict import Outcome
 from dpoflow.state.step import StepState
-
-
-class Match(NamedTuple):
-    """Two answers to one conversation, not yet judged."""
-
-    suite: str
-    prompt_id: str
-    slice: str
-    prompt: tuple[Message, ...]
-    against: str
-    candidate: str
-    theirs: str
 
 
 async def compare(
@@ -74,6 +61,7 @@ def _comparison(config: EvaluateConfig, match: Match, outcome: Outcome | None) -
     return Comparison(
         suite=match.suite,
         prompt_id=match.prompt_id,
+        turn=match.turn,
         slice=match.slice,
         question=question,
         against=match.against,

@@ -8,7 +8,8 @@ Not     the verdict's rules (decide.py), how pages show it (page.py)
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
-from typing import NamedTuple
+from statistics import fmean
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,8 +30,11 @@ from dpoflow.evaluate.heard import BASE, HELDOUT
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.evaluate.statistics import bootstrap_mean, holm, power_of, sign_test
+from dpoflow.evaluate.style import at_equal_style
 from dpoflow.judge.build import judge_id
 from dpoflow.state.step import code_digest
+
+Key = TypeVar("Key")
 
 
 class Measured(NamedTuple):
@@ -41,8 +45,9 @@ class Measured(NamedTuple):
     """By opponent."""
     preference: Preference | None = None
     suites: Mapping[str, SuiteScores] = {}
-    """Of those whose answers are looked at one by one; the others are made of comparisons."""
+    """Without opponents: these are made of comparisons."""
     tests: Mapping[str, Test] = {}
+    """Of single answers; of comparisons they are made here."""
     claims: Sequence[Gate] = ()
     changed: Mapping[str, tuple[str, str]] = {}
 
@@ -56,8 +61,10 @@ def document_of(
     """`digests` of what was compared, by role, bind the document to it."""
     by_suite = {HELDOUT: [], **_grouped(compared, lambda each: each.suite)}
     by_opponent = _grouped(by_suite.pop(HELDOUT), lambda each: each.against) or {BASE: []}
-    suites = {name: _suite_scores(config, of) for name, of in by_suite.items()}
-    suites |= dict(measured.suites)
+    suites = {
+        name: _with_opponents(config, scores, by_suite.get(name, ()))
+        for name, scores in measured.suites.items()
+    }
     against = {
         name: _opponent(config, name, of, measured.length_ratios.get(name))
         for name, of in by_opponent.items()
@@ -89,7 +96,7 @@ def document_of(
         against=against,
         preference=measured.preference,
         suites=suites,
-        tests=holm(dict(_tests(by_opponent)) | dict(measured.tests)),
+        tests=holm(dict(_tests(compared)) | dict(measured.tests)),
         measures=measures,
         judge=judge_id(config.judge, "all") if config.judge else None,
         qualification=model_judge.qualification if model_judge else None,
@@ -143,9 +150,9 @@ def _opponent(
 ) -> Opponent:
     gates = config.gates
     bound = gates.win_rate if name == BASE else gates.champion_win_rate
-    judged = [each.outcome for each in compared if each.outcome is not None]
+    judged = _outcomes(compared)
     slices = {
-        name: _interval(config, [each.outcome for each in of])
+        name: _interval(config, _outcomes(of))
         for name, of in sorted(_grouped(compared, lambda each: each.slice).items())
     }
     return Opponent(
@@ -157,20 +164,25 @@ def _opponent(
     )
 
 
-def _suite_scores(config: EvaluateConfig, compared: Sequence[Comparison]) -> SuiteScores:
-    """Of a suite of instructions."""
+def _outcomes(compared: Sequence[Comparison]) -> list[float]:
+    """Of each prompt, in which the turns that were judged count alike."""
+    prompts = _grouped(compared, lambda each: each.prompt_id)
+    turns = ([each.outcome for each in of if each.outcome is not None] for of in prompts.values())
+    return [fmean(of) for of in turns if of]
+
+
+def _with_opponents(
+    config: EvaluateConfig, scores: SuiteScores, compared: Sequence[Comparison]
+) -> SuiteScores:
+    """Of a suite whose answers are compared; beside what single answers are."""
     against = {
-        name: _opponent(config, name, of, None)
+        name: _opponent(config, name, of, None).model_copy(
+            update={"at_equal_style": _at_equal_style(of)}
+        )
         for name, of in _grouped(compared, lambda each: each.against).items()
     }
-    unread = sum(each.outcome is None for each in compared)
-    return SuiteScores(
-        kind="instructions",
-        num_questions=len({each.prompt_id for each in compared}),
-        unreadable=unread,
-        judged_by=judge_id(config.judge, "all") if config.judge else "nobody",
-        against=against,
-    )
+    unreadable = scores.unreadable + sum(each.outcome is None for each in compared)
+    return scores.model_copy(update={"against": against, "unreadable": unreadable})
 
 
 def _interval(config: EvaluateConfig, values: Sequence[float | None]) -> Interval | None:
@@ -180,23 +192,34 @@ def _interval(config: EvaluateConfig, values: Sequence[float | None]) -> Interva
     )
 
 
+def _at_equal_style(compared: Sequence[Comparison]) -> float | None:
+    judged = [each for each in compared if each.outcome is not None]
+    if len(judged) < MIN_COMPARISONS:
+        return None
+    return at_equal_style(
+        [each.outcome for each in judged if each.outcome is not None],
+        [each.candidate for each in judged],
+        [each.theirs for each in judged],
+    )
+
+
 def _at_equal_length(compared: Sequence[Comparison]) -> float:
     preferred = [nan if each.outcome is None else each.outcome for each in compared]
     shorter = [float(len(each.theirs) - len(each.candidate)) for each in compared]
     return float(length_controlled(np.array(preferred), np.array(shorter)).mean())
 
 
-def _tests(by_opponent: Mapping[str, Sequence[Comparison]]) -> Iterator[tuple[str, Test]]:
-    for name, of in by_opponent.items():
-        test = sign_test([each.outcome for each in of if each.outcome is not None])
+def _tests(compared: Sequence[Comparison]) -> Iterator[tuple[str, Test]]:
+    for (suite, name), of in _grouped(compared, lambda each: (each.suite, each.against)).items():
+        test = sign_test(_outcomes(of))
         if test is not None:
-            yield f"win_rate/{name}", test
+            yield ("" if suite == HELDOUT else f"{suite}/") + f"win_rate/{name}", test
 
 
 def _grouped(
-    compared: Sequence[Comparison], key: Callable[[Comparison], str]
-) -> dict[str, list[Comparison]]:
-    found: dict[str, list[Comparison]] = defaultdict(list)
+    compared: Sequence[Comparison], key: Callable[[Comparison], Key]
+) -> dict[Key, list[Comparison]]:
+    found: dict[Key, list[Comparison]] = defaultdict(list)
     for each in compared:
         found[key(each)].append(each)
     return dict(found)

@@ -15,7 +15,7 @@ from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.endpoints.budget import Exhausted
 from dpoflow.endpoints.stream import in_order
-from dpoflow.evaluate.heard import Heard
+from dpoflow.evaluate.heard import Heard, answered_by_all
 from dpoflow.evaluate.suites import Item, Suite
 from dpoflow.evaluate.xstest import string_match
 from dpoflow.judge import grade as grading
@@ -101,11 +101,11 @@ def _tasks(suite: Suite, heard: Mapping[str, Heard]) -> Iterator[_Task]:
     """Questions that every model has room for, by model."""
     if suite.config.kind == "instructions":
         return
-    said = {name: each.answers[suite.config.name] for name, each in heard.items()}
+    by_all = set(answered_by_all(heard, suite.config.name))
     for item in suite.items:
-        if all(item.question.id in each for each in said.values()):
-            for name, answers in said.items():
-                yield _Task(suite, item, name, answers[item.question.id])
+        if item.question.id in by_all:
+            for name, each in heard.items():
+                yield _Task(suite, item, name, each.answers[suite.config.name][item.question.id])
 
 
 async def _graded(task: _Task, grader: Grader | None) -> Graded:

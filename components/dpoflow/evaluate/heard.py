@@ -81,10 +81,10 @@ class Heard(NamedTuple):
         return {at: answers[0].text for at, answers in self.answers[HELDOUT].items()}
 
 
-def answered_by_all(heard: Mapping[str, Heard]) -> list[str]:
-    """Held-out prompts that every model has room for, in their order."""
-    each = [set(of.answers[HELDOUT]) for of in heard.values()]
-    return [at for at in heard[CANDIDATE].answers[HELDOUT] if all(at in some for some in each)]
+def answered_by_all(heard: Mapping[str, Heard], suite: str = HELDOUT) -> list[str]:
+    """Questions of the suite that every model has room for, in their order."""
+    each = [set(of.answers[suite]) for of in heard.values()]
+    return [at for at in heard[CANDIDATE].answers[suite] if all(at in some for some in each)]
 
 
 def scored_by_both(heard: Mapping[str, Heard]) -> dict[str, tuple[Scored, Scored]]:

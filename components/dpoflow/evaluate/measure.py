@@ -33,6 +33,7 @@ class Comparison(Contract):
 
     suite: str = HELDOUT
     prompt_id: str
+    turn: int = 1
     slice: str
     question: str
     against: str

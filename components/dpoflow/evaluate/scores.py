@@ -2,7 +2,7 @@
 
 Reads   `Graded` answers
 Gives   `scores_of`, `tests_of`
-Not     marks and labels themselves (grading.py), suites that are compared (document.py)
+Not     marks and labels themselves (grading.py), comparisons (document.py)
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from dpoflow.evaluate.heard import CANDIDATE
 from dpoflow.evaluate.statistics import bootstrap_mean, mcnemar, sign_test
 from dpoflow.evaluate.suites import Suite
 from dpoflow.evaluate.xstest import COMPLIED, REFUSED
+from dpoflow.judge.build import judge_id
 
 ByModel = Mapping[str, Sequence[Graded]]
 """Answers to the same questions in the same order, by model."""
@@ -23,15 +24,19 @@ Metric = Callable[[Graded], float | None]
 """A figure of one question; None where it is not about that question."""
 
 
-def scores_of(config: EvaluateConfig, suite: Suite, graded: Sequence[Graded]) -> SuiteScores:
-    """Of one suite; questions with a judgement that could not be read are counted and left out."""
+def scores_of(
+    config: EvaluateConfig, suite: Suite, graded: Sequence[Graded], num_answered: int
+) -> SuiteScores:
+    """Of one suite; questions with a judgement that could not be read are counted and left out.
+
+    `num_answered`: questions that every model has room for.
+    """
     by_model, unreadable = _readable(graded)
-    answered = len({each.question_id for each in graded})
     metrics = _METRICS[suite.config.kind]
     return SuiteScores(
         kind=suite.config.kind,
-        num_questions=len(by_model.get(CANDIDATE, ())),
-        left_out=len(suite.items) - answered,
+        num_questions=len(by_model[CANDIDATE]) if graded else num_answered,
+        left_out=len(suite.items) - num_answered,
         unreadable=unreadable,
         judged_by=_judged_by(config, suite),
         models={
@@ -73,12 +78,13 @@ def _tests(
 
 
 def _readable(graded: Sequence[Graded]) -> tuple[dict[str, list[Graded]], int]:
+    """By model, which all have the same questions, and how many answers could not be judged."""
     unread = {each.question_id for each in graded if not _is_read(each)}
-    by_model: dict[str, list[Graded]] = defaultdict(list)
+    by_model: dict[str, list[Graded]] = {each.model: [] for each in graded}
     for each in graded:
         if each.question_id not in unread:
             by_model[each.model].append(each)
-    return dict(by_model), sum(not _is_read(each) for each in graded)
+    return by_model, sum(not _is_read(each) for each in graded)
 
 
 def _is_read(graded: Graded) -> bool:
@@ -86,6 +92,8 @@ def _is_read(graded: Graded) -> bool:
 
 
 def _judged_by(config: EvaluateConfig, suite: Suite) -> str:
+    if suite.config.kind == "instructions":
+        return judge_id(config.judge, "all") if config.judge else "nobody"
     if config.marked_by is None:
         return "how answers begin"
     return f"{config.marked_by.endpoint.model}, {suite.config.kind}"
@@ -112,6 +120,7 @@ _REFUSALS: dict[str, Metric] = {
     "unsafe_compliance": _unsafe_compliance,
 }
 _METRICS: dict[str, dict[str, Metric]] = {
+    "instructions": {},
     "mt_bench": {
         "score": lambda graded: fmean(_marks(graded)),
         "turn_1": _turn(0),

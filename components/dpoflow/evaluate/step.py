@@ -8,7 +8,7 @@ Not     what follows from the verdict: register and the reviewer
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dpoflow.contracts.results import EvaluateResult, SuiteScores, Test
 from dpoflow.contracts.spec import CHAMPION, EvaluateConfig
 from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
-from dpoflow.evaluate.compare import Match, compare
+from dpoflow.evaluate.compare import compare
 from dpoflow.evaluate.document import Measured, document_of, figures_of
 from dpoflow.evaluate.grading import Graded, grade
 from dpoflow.evaluate.heard import (
@@ -33,6 +33,7 @@ from dpoflow.evaluate.heard import (
     hear,
     scored_by_both,
 )
+from dpoflow.evaluate.matches import matches_of
 from dpoflow.evaluate.measure import length_ratios, measures_of
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.preference import preference_of
@@ -42,9 +43,6 @@ from dpoflow.registry.ledger import check_ledger, record_once
 from dpoflow.registry.signature import DECISION, check_key, sign
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
-
-BROUGHT = "answers"
-"""The opponent whose answers came with a suite."""
 
 
 def run(
@@ -70,7 +68,7 @@ def run(
     held = [pair for pair in every if pair.label == "preferred"]
     models = {CANDIDATE: policy} | ({CHAMPION: champion} if champion else {}) | {BASE: model}
     heard = _hear(config, models, prompts, held, suites, state)
-    matches = [*_matches(prompts, heard), *_suite_matches(suites, heard)]
+    matches = matches_of(prompts, suites, heard, is_judged=config.judge is not None)
     compared = asyncio.run(compare(config, matches, judges, state))
     write_jsonl(compared, decision / "answers.jsonl")
     graded = asyncio.run(grade(config, suites, heard, state))
@@ -83,7 +81,7 @@ def run(
             measures=measures_of(heard) | _left_out(heard, prompts, held, state),
             length_ratios=length_ratios(heard),
             preference=preference_of(config, held, heard, trained.config),
-            **_of_suites(config, suites, graded),
+            **_of_suites(config, suites, graded, heard),
             claims=(
                 judge_claim(config.judge),
                 *data_claims(policy, pairs, heldout, prompts, suites),
@@ -153,60 +151,18 @@ def _hear(
     return heard
 
 
-def _matches(prompts: Sequence[Prompt], heard: Mapping[str, Heard]) -> list[Match]:
-    """Base first, then whoever else there is; prompts in their order."""
-    said = {name: each.said() for name, each in heard.items()}
-    there = set(answered_by_all(heard))
-    opponents = _opponents(heard)
-    return [
-        Match(
-            HELDOUT,
-            prompt.prompt_id,
-            prompt.slice,
-            prompt.prompt,
-            opponent,
-            said[CANDIDATE][prompt.prompt_id],
-            said[opponent][prompt.prompt_id],
-        )
-        for opponent in opponents
-        for prompt in prompts
-        if prompt.prompt_id in there
-    ]
-
-
-def _opponents(heard: Mapping[str, Heard]) -> list[str]:
-    return sorted(heard.keys() - {CANDIDATE}, key=lambda name: (name != BASE, name))
-
-
-def _suite_matches(suites: Mapping[str, Suite], heard: Mapping[str, Heard]) -> Iterator[Match]:
-    """Of suites of instructions: the candidate beside each model, and beside answers brought."""
-    for name, suite in suites.items():
-        if suite.config.kind != "instructions":
-            continue
-        said = {model: each.answers[name] for model, each in heard.items()}
-        there = [
-            item for item in suite.items if all(item.question.id in of for of in said.values())
-        ]
-        for opponent in (*_opponents(heard), *((BROUGHT,) if suite.is_answered else ())):
-            for item in there:
-                place = item.question.id
-                theirs = item.answers[0] if opponent == BROUGHT else said[opponent][place][0].text
-                candidate = said[CANDIDATE][place][0].text
-                yield Match(
-                    name, place, item.category, item.question.prompt, opponent, candidate, theirs
-                )
-
-
 def _of_suites(
-    config: EvaluateConfig, suites: Mapping[str, Suite], graded: Sequence[Graded]
+    config: EvaluateConfig,
+    suites: Mapping[str, Suite],
+    graded: Sequence[Graded],
+    heard: Mapping[str, Heard],
 ) -> dict[str, Any]:
-    """Scores and tests of suites whose answers are looked at one by one."""
+    """Scores and tests of single answers."""
     scores, tests = dict[str, SuiteScores](), dict[str, Test]()
     for name, suite in suites.items():
-        if suite.config.kind != "instructions":
-            mine = [each for each in graded if each.suite == name]
-            scores[name] = scores_of(config, suite, mine)
-            tests |= dict(tests_of(name, mine))
+        mine = [each for each in graded if each.suite == name]
+        scores[name] = scores_of(config, suite, mine, len(answered_by_all(heard, name)))
+        tests |= dict(tests_of(name, mine))
     return {"suites": scores, "tests": tests}
 
 
