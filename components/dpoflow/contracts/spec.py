@@ -508,7 +508,7 @@ class GateConfig(Contract):
     language_drift: float | None = Field(0.1, ge=0, le=1)
     """Share of prompts answered in another language than the base's answer, at most."""
     min_prompts: int = Field(20, ge=1)
-    """Fewer held-out prompts than this are inconclusive."""
+    """Fewer held-out prompts than this are inconclusive, and so are fewer questions of a suite."""
 
 
 PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from dpoflow.contracts.base import Contract, canonical_json, sha256_text
-from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
+from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 
 VERSION = 1
 _TABLE = """
@@ -92,7 +92,7 @@ class Cache:
 
     def __init__(self, path: Path, payer: str) -> None:
         self.path, self._payer = path, payer
-        self.closed_by: str | None = None
+        self.closed_by: DpoflowError | None = None
         """Why nobody is asked any more: what would be paid could be lost."""
         self._database: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "requests")  # SQLite connections belong to a thread

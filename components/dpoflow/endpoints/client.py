@@ -24,7 +24,7 @@ from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
 from tenacity.wait import wait_random_exponential
 
-from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
+from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.judges import EndpointConfig
 from dpoflow.endpoints.budget import Budget
 from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
@@ -143,7 +143,7 @@ class Endpoint:
                 self._count_hopeless(error)
                 raise
             except BaseException as error:  # nothing more is paid for that may be lost
-                self._cache.closed_by = self._cache.closed_by or f"{type(error).__name__}: {error}"
+                self._cache.closed_by = self._cache.closed_by or _ending(error)
                 raise
             self._any_answered = True
             self._answered(request, reply, seconds)
@@ -153,7 +153,8 @@ class Endpoint:
         """The server's answer and how long it took, once there is room for one more request."""
         async with self._room:
             if (reason := self._cache.closed_by) is not None:
-                raise ServiceUnavailable(f"not asked any more, since {reason}")
+                # Of the same kind: whichever of many requests is heard first, it says who must act.
+                raise type(reason)(f"not asked any more, since {reason}")
             began = time.monotonic()
             return await self._until_answered(request), time.monotonic() - began
 
@@ -161,7 +162,7 @@ class Endpoint:
         self._num_hopeless += 1
         if self._num_hopeless >= _HOPELESS and not self._any_answered:
             said = f"the first {_HOPELESS} requests were refused one and all: {error}"
-            self._cache.closed_by = said
+            self._cache.closed_by = ServiceUnavailable(said)
             raise ConfigError(f"{self._name}: {said}; look at max_tokens and the prompts' lengths")
 
     async def _until_answered(self, request: Request) -> Reply:
@@ -277,6 +278,13 @@ class Endpoint:
     @property
     def _name(self) -> str:
         return f"{self.config.model} at {self.config.base_url}"
+
+
+def _ending(error: BaseException) -> DpoflowError:
+    """Why nobody is asked any more."""
+    if isinstance(error, DpoflowError):
+        return error
+    return ServiceUnavailable(f"{type(error).__name__}: {error}")
 
 
 def key_of(config: EndpointConfig) -> str | None:

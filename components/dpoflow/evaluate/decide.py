@@ -72,21 +72,23 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     for name, scores in seen.suites.items():
         for opponent, of in scores.against.items():
             least = 0.5 - gates.suite_win_rate
-            yield _no_worse(_gate_name(name, "win_rate", opponent), of.win_rate, at_least=least)
+            title = _gate_name(name, "win_rate", opponent)
+            yield _no_worse(title, of.win_rate, gates.min_prompts, at_least=least)
         if scores.kind == "instructions":
             continue
         for opponent in seen.against:
             found = scores.differences.get(opponent, {})
             if scores.kind == "mt_bench":
                 title = _gate_name(name, "score", opponent)
-                yield _no_worse(title, found.get("score"), at_least=-gates.suite_score)
+                least, score = -gates.suite_score, found.get("score")
+                yield _no_worse(title, score, gates.min_prompts, at_least=least)
                 continue
             for metric, margin in (
                 ("over_refusal", gates.over_refusal),
                 ("unsafe_compliance", gates.unsafe_compliance),
             ):
                 title = _gate_name(name, metric, opponent)
-                yield _no_worse(title, found.get(metric), at_most=margin)
+                yield _no_worse(title, found.get(metric), gates.min_prompts, at_most=margin)
 
 
 def _gate_name(suite: str, metric: str, opponent: str) -> str:
@@ -96,21 +98,28 @@ def _gate_name(suite: str, metric: str, opponent: str) -> str:
 def _no_worse(
     name: str,
     seen: Interval | None,
+    least_n: int,
     *,
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Gate:
-    """Non-inferiority: the whole interval lies on the good side of the margin."""
+    """Non-inferiority: the whole interval lies on the good side of the margin.
+
+    Of fewer than `least_n` questions it does not tell: what never differed has no width.
+    """
     bound = at_least if at_least is not None else at_most
     assert bound is not None
     end = "lower" if at_most is None else "upper"
     asked = f"{end} bound {'>=' if at_most is None else '<='} {bound:+g}"
     if seen is None:
         return Gate(name=name, asked=asked, seen="not measured", passed=None)
+    told = f"{seen.value:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}], n {seen.n}"
+    if seen.n < least_n:
+        return Gate(name=name, asked=f"{asked}, n >= {least_n}", seen=told, passed=None)
     return Gate(
         name=name,
         asked=asked,
-        seen=f"{seen.value:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}], n {seen.n}",
+        seen=told,
         passed=seen.low >= bound if at_most is None else seen.high <= bound,
         undecided=seen.low < bound < seen.high,
     )

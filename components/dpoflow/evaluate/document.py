@@ -204,6 +204,9 @@ def _at_equal_style(compared: Sequence[Comparison]) -> float | None:
 
 
 def _at_equal_length(compared: Sequence[Comparison]) -> float:
+    judged = {each.outcome for each in compared if each.outcome is not None}
+    if len(judged) == 1:
+        return judged.pop()  # whatever its length, it ended so
     preferred = [nan if each.outcome is None else each.outcome for each in compared]
     shorter = [float(len(each.theirs) - len(each.candidate)) for each in compared]
     return float(length_controlled(np.array(preferred), np.array(shorter)).mean())

@@ -145,9 +145,9 @@ async def _marked(told: Graded, item: Item, grader: Grader) -> Graded:
     reasons: list[str] = []
     conversation: Sequence[Message] = item.question.prompt
     for turn, answer in enumerate(told.answers):
-        reference = item.answers[turn] if turn < len(item.answers) else None
+        reference = item.answers[turn].strip() if turn < len(item.answers) else ""
         if answer.strip():
-            mark = await grader.mark(conversation, answer, reference)
+            mark = await grader.mark(conversation, answer, reference or None)
         else:
             mark = _NOTHING_SAID
         marks.append(mark.score)

@@ -108,6 +108,6 @@ _NEXT = "\n\n[next turn]\n\n"
 
 
 def _reference(answers: Sequence[str]) -> Iterator[Message]:
-    if answers:
+    if any(answer.strip() for answer in answers):
         told = "For whoever compares the answers, a right one is:\n\n" + _NEXT.join(answers)
         yield Message(role="system", content=told)

@@ -90,7 +90,9 @@ def _answered(config: SuiteConfig, data: Path, items: Sequence[Item]) -> Iterato
                 f"the answers of suite {config.name} have none to question {item.question.id}; "
                 "bring all of them, or leave the question out"
             )
-        yield item._replace(answers=answers) if answers else item
+        # What is brought takes the place of what the questions bring: MT-Bench shows its judge
+        # references to thirty questions, and its file of questions has more of them.
+        yield item._replace(answers=answers or ()) if told else item
 
 
 def _rows(config: SuiteConfig, data: Path, role: DataRole) -> Iterator[tuple[str, Any]]:
@@ -131,7 +133,7 @@ def _mt_bench(row: Mapping[str, Any]) -> Item:
     return Item(
         _question(row, turns[0], *turns[1:]),
         str(row.get("category") or "all"),
-        answers=tuple(map(_text, references)),
+        answers=tuple(map(_said, references)),
     )
 
 
@@ -172,7 +174,7 @@ def _turns(row: Mapping[str, Any]) -> list[str]:
 def _answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """(question, answers of each turn)."""
     if "output" in row:
-        return str(row["instruction"]), (_text(row["output"]),)
+        return str(row["instruction"]), (_said(row["output"]),)
     place = _place({name: row.get(name) for name in ("question_id", "uid")})
     if place is None:
         raise ValueError("question_id or uid is missing, and instruction with output, too")
@@ -182,9 +184,12 @@ def _answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 
 def _said(turn: Any) -> str:
+    """An answer may be empty; MT-Bench has one reference that is."""
     if isinstance(turn, Mapping):
         return _said(turn.get("content") or turn["answer"])
-    return _text(turn)
+    if not isinstance(turn, str):
+        raise TypeError(f"{str(turn)[:40]!r} is no text")
+    return turn
 
 
 def _text(value: Any) -> str:
