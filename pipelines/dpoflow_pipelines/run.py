@@ -65,7 +65,7 @@ def _compile(pipeline: Callable[..., Any], path: Path) -> None:
 def check_sources(spec: Spec) -> None:
     """Whether data and model are there at all: a typo is told before there is a run."""
     pinned = spec.snapshot
-    for source in (*pinned.sources, *pinned.replay):
+    for source in (*pinned.sources, *pinned.replay, *pinned.evaluation_sets, *pinned.answers):
         if remote.is_remote(source.uri):
             remote.listed(source, most=int(pinned.max_download_gb * 2**30))
         elif not source.uri.startswith(REGISTRY):
@@ -74,6 +74,7 @@ def check_sources(spec: Spec) -> None:
         ("model", pinned.model),
         ("train.init", pinned.init),
         ("train.reference", pinned.reference),
+        ("evaluate.champion", pinned.champion),
         *(("a judge's model", uri) for uri in pinned.judges),
     ]
     for key, uri in models:

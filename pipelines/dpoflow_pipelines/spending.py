@@ -14,8 +14,8 @@ from rich.markup import escape
 
 from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, RubricJudgeConfig, models_in
 from dpoflow.contracts.pairs import Prompt
-from dpoflow.contracts.spec import Spec
-from dpoflow_pipelines.rows import rows_of
+from dpoflow.contracts.spec import EvaluateSpec, Spec, Suite
+from dpoflow_pipelines.rows import local_rows, rows_of
 
 if TYPE_CHECKING:
     from dpoflow.judge.build import Half
@@ -32,6 +32,8 @@ def endpoints_of(spec: Spec) -> Iterator[EndpointConfig]:
             yield writer.endpoint
     for judge, _ in judges_of(spec):
         yield from (each.endpoint for each in models_in(judge))
+    if spec.evaluate.grader is not None:
+        yield spec.evaluate.grader.endpoint
 
 
 def judges_of(spec: Spec) -> Iterator[tuple[JudgeConfig, "Half"]]:
@@ -91,7 +93,37 @@ def expected_spending(spec: Spec, *, num_points: int = 1) -> "Expected":
         compared = held[: spec.evaluate.max_prompts] * num_points
         sizes = ((size, longest_answer, longest_answer) for size in compared)
         expected = of_comparisons(spec.evaluate.judge, sizes, expected)
+    return _with_suites(spec.evaluate, num_points, expected)
+
+
+def _with_suites(evaluate: EvaluateSpec, num_points: int, expected: "Expected") -> "Expected":
+    """Of every suite: answers that are compared with the base's, and those that are marked."""
+    from dpoflow.judge.estimate import of_comparisons, of_marks
+
+    for suite in evaluate.suites:
+        sampling = suite.sampling or evaluate.sampling
+        answer = sampling.max_new_tokens * BYTES_A_TOKEN
+        asked = list(_turns_of(suite)) * num_points
+        if evaluate.judge is not None and suite.kind != "xstest":
+            opponents = 2 if suite.kind == "instructions" and suite.answers else 1
+            sizes = ((size, turn * answer, turn * answer) for size, turn in asked * opponents)
+            expected = of_comparisons(evaluate.judge, sizes, expected)
+        if evaluate.marked_by is not None and suite.kind != "instructions":
+            models = 2  # the candidate and the base
+            marked = (size + turn * answer for size, turn in asked * models)
+            expected = of_marks(evaluate.marked_by, marked, expected)
     return expected
+
+
+def _turns_of(suite: Suite) -> Iterator[tuple[int, int]]:
+    """Bytes that were said, and which turn it is, for each turn of each question."""
+    from dpoflow.evaluate.suites import read_suite
+
+    for item in read_suite(suite, local_rows(suite.uri, "evaluate.suites"), ()).items:
+        said = len(item.question.prompt[-1].content.encode())
+        yield said, 1
+        if item.question.then is not None:
+            yield said + len(item.question.then.encode()), 2
 
 
 def _sizes(spec: Spec) -> tuple[list[int], list[int], list[int]]:
@@ -126,6 +158,13 @@ def show_spending(console: Console, spec: Spec, *, num_points: int = 1) -> None:
     """What each model would be asked, and the budget it is held to."""
     expected = expected_spending(spec, num_points=num_points)
     show_expected(console, expected, "with the longest answers about")
+    evaluate = spec.evaluate
+    judges = [*models_in(evaluate.judge)] if evaluate.judge else []
+    if evaluate.champion is not None and (judges or evaluate.grader):
+        console.print(
+            "against a champion, where there is one, evaluation asks nearly as much again",
+            highlight=False,
+        )
     limits = {k: v for k, v in spec.synthesize.budget.model_dump().items() if v is not None}
     if expected.models and limits:
         told = ", ".join(f"{value:,} {name}" for name, value in limits.items())

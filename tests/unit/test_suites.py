@@ -15,8 +15,9 @@ from tests.tiny import pair_of, tiny_folder
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, write_parquet
-from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.contracts.spec import EvaluateConfig, Spec
 from dpoflow.evaluate.suites import read_suites
+from dpoflow_pipelines.spending import expected_spending
 
 REFUSAL = "Sorry, but no"
 LENIENT = {
@@ -456,3 +457,30 @@ def test_a_suite_without_its_data_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(DataRejected, match="lie in the pinned data"):
         read_suites(config, None)
+
+
+def test_an_estimate_counts_what_suites_ask(tmp_path: Path) -> None:
+    lines(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
+    mt_bench(tmp_path)
+    xstest(tmp_path, num_safe=3, num_unsafe=2)
+    judge = {"kind": "llm", "endpoint": {"base_url": "http://127.0.0.1:9/v1", "model": "judge"}}
+    grader = {"kind": "llm", "endpoint": {"base_url": "http://127.0.0.1:9/v1", "model": "grader"}}
+    suites = [
+        {"name": "bench", "kind": "mt_bench", "uri": str(tmp_path / "question.jsonl")},
+        {"name": "safety", "kind": "xstest", "uri": str(tmp_path / "xstest.csv")},
+    ]
+    spec = Spec.model_validate(
+        {
+            "name": "test",
+            "model": "m",
+            "data": {"sources": [{"uri": str(tmp_path / "pairs.jsonl")}]},
+            "evaluate": {"judge": judge, "grader": grader, "suites": suites, "max_prompts": 1},
+        }
+    )
+
+    told = {name: cost.requests for name, cost in expected_spending(spec).models.items()}
+
+    # Two questions of two turns, in both orders; beside them perhaps one held-out prompt.
+    assert told["judge"] - 2 * 2 * 2 in (0, 2)
+    # Candidate and base: four answers to MT-Bench and five to XSTest each.
+    assert told["grader"] == 2 * (4 + 5)

@@ -16,6 +16,7 @@ from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.contracts.spec import EvaluateConfig, SamplingConfig
 from dpoflow.evaluate.answered import answered, identity
+from dpoflow.evaluate.suites import Question
 from dpoflow.policy.dtype import choose
 from dpoflow.policy.generate import Answer, has_room
 from dpoflow.policy.load import load
@@ -33,15 +34,6 @@ _BATCH = 8
 
 Surprise = tuple[float, int]
 """Negative log-likelihood of an answer in nats, and its tokens."""
-
-
-class Question(NamedTuple):
-    """One thing that every model is asked."""
-
-    id: str
-    prompt: tuple[Message, ...]
-    then: str | None = None
-    """What the user says once the first answer is there."""
 
 
 class Asked(NamedTuple):

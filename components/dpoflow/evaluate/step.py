@@ -28,7 +28,6 @@ from dpoflow.evaluate.heard import (
     HELDOUT,
     Asked,
     Heard,
-    Question,
     answered_by_all,
     hear,
     scored_by_both,
@@ -38,7 +37,7 @@ from dpoflow.evaluate.measure import length_ratios, measures_of
 from dpoflow.evaluate.page import answers_page
 from dpoflow.evaluate.preference import preference_of
 from dpoflow.evaluate.scores import scores_of, tests_of
-from dpoflow.evaluate.suites import Suite, read_suites
+from dpoflow.evaluate.suites import Question, Suite, read_suites
 from dpoflow.registry.ledger import check_ledger, record_once
 from dpoflow.registry.signature import DECISION, check_key, sign
 from dpoflow.state.files import write_text

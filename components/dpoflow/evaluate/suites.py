@@ -8,11 +8,11 @@
     xstest          XSTest's prompts: id, prompt, type, label
 
 Reads   pinned files of evaluation sets, and of answers to them
-Gives   `read_suites`
+Gives   `read_suites`; `read_suite` of rows that lie elsewhere
 Not     asking models (heard.py), judging (compare.py, grading.py)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,23 @@ from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import EvaluateConfig, SuiteConfig, SuiteKind
-from dpoflow.evaluate.heard import Question
 from dpoflow.sources.files import read_rows
-from dpoflow.sources.pinned import FILES, DataRole, Pinned, read_pinned
+from dpoflow.sources.pinned import FILES, DataRole, read_pinned
 
-_LARGEST_LINE_MB = 16
+LARGEST_LINE_MB = 16
 _SHOWN_BY = "evaluate/README.md shows the layouts"
+
+Rows = Iterable[tuple[str, Any]]
+"""Where each row stands, and the row."""
+
+
+class Question(NamedTuple):
+    """One thing that every model is asked."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    then: str | None = None
+    """What the user says once the first answer is there."""
 
 
 class Item(NamedTuple):
@@ -57,14 +68,20 @@ def read_suites(config: EvaluateConfig, data: Path | None) -> dict[str, Suite]:
         return {}
     if data is None:
         raise DataRejected("evaluate.suites lie in the pinned data, which is not here; give it")
-    return {suite.name: _suite(suite, data) for suite in config.suites}
+    return {
+        suite.name: read_suite(
+            suite, _rows(suite, data, "evaluation"), _rows(suite, data, "answers")
+        )
+        for suite in config.suites
+    }
 
 
-def _suite(config: SuiteConfig, data: Path) -> Suite:
+def read_suite(config: SuiteConfig, questions: Rows, answers: Rows) -> Suite:
+    """The suite that these rows make. Raises DataRejected, with the row."""
     read = _READERS[config.kind]
     items: dict[str, Item] = {}
     asked: dict[tuple[Any, ...], str] = {}
-    for where, row in _rows(config, data, "evaluation"):
+    for where, row in questions:
         item = _read(read, row, where, config)
         said = (*item.question.prompt, item.question.then)
         if said in asked or item.question.id in items:
@@ -74,36 +91,31 @@ def _suite(config: SuiteConfig, data: Path) -> Suite:
             )
         asked[said], items[item.question.id] = where, item
     chosen = sorted(items.values(), key=lambda item: sha256_json(item.question.id))
-    return Suite(config, tuple(_answered(config, data, chosen[: config.max_questions])))
+    return Suite(config, tuple(_answered(config, answers, chosen[: config.max_questions])))
 
 
-def _answered(config: SuiteConfig, data: Path, items: Sequence[Item]) -> Iterator[Item]:
+def _answered(config: SuiteConfig, answers: Rows, items: Sequence[Item]) -> Iterator[Item]:
     """The items with the answers that were brought for them."""
     told: dict[str, tuple[str, ...]] = {}
-    for where, row in _rows(config, data, "answers"):
-        place, answers = _read(_answer, row, where, config)
-        told[place] = answers
+    for where, row in answers:
+        place, said = _read(_answer, row, where, config)
+        told[place] = said
     for item in items:
-        answers = told.get(item.question.id) or told.get(item.question.prompt[-1].content)
-        if told and answers is None and config.kind == "instructions":
+        brought = told.get(item.question.id) or told.get(item.question.prompt[-1].content)
+        if told and brought is None and config.kind == "instructions":
             raise DataRejected(
                 f"the answers of suite {config.name} have none to question {item.question.id}; "
                 "bring all of them, or leave the question out"
             )
         # What is brought takes the place of what the questions bring: MT-Bench shows its judge
         # references to thirty questions, and its file of questions has more of them.
-        yield item._replace(answers=answers or ()) if told else item
+        yield item._replace(answers=brought or ()) if told else item
 
 
 def _rows(config: SuiteConfig, data: Path, role: DataRole) -> Iterator[tuple[str, Any]]:
     for each in read_pinned(data):
         if each.role == role and each.source == config.name:
-            yield from _rows_of(each, data)
-
-
-def _rows_of(pinned: Pinned, data: Path) -> Iterator[tuple[str, Any]]:
-    path = data / FILES / pinned.sha256
-    yield from read_rows(path, pinned.name, max_line_mb=_LARGEST_LINE_MB)
+            yield from read_rows(data / FILES / each.sha256, each.name, max_line_mb=LARGEST_LINE_MB)
 
 
 def _read(read: Callable[[Mapping[str, Any]], Any], row: Any, where: str, of: SuiteConfig) -> Any:

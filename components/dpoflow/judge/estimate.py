@@ -1,7 +1,7 @@
 """What judging would cost, before anything is asked.
 
 Reads   a judge's config, the texts it would see or how long they may be
-Gives   `Expected`, `of_labelled`, `of_comparisons`
+Gives   `Expected`, `of_labelled`, `of_comparisons`, `of_marks`
 Not     what was really paid (endpoints/cache.py)
 
 Every request is taken to be new and every answer to be as long as it may be.
@@ -14,6 +14,7 @@ from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, LlmJudgeConfig
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.results import Cost
 from dpoflow.endpoints.client import BYTES_A_TOKEN
+from dpoflow.judge.grade import templates
 from dpoflow.judge.labelled import Labelled
 from dpoflow.judge.llm import template_of
 from dpoflow.judge.template import transcript
@@ -60,6 +61,17 @@ def of_comparisons(
             model.endpoint, many, read * model.repeats, many * model.max_tokens
         )
     return expected
+
+
+def of_marks(
+    grader: LlmJudgeConfig, sizes: Iterable[int], so_far: Expected | None = None
+) -> Expected:
+    """Of looking at single answers: bytes of a conversation with its answer, for each."""
+    each, extra = list(sizes), max(_size(template.text) for template in templates())
+    read = sum(size + extra for size in each) // BYTES_A_TOKEN
+    return (so_far or Expected()).plus(
+        grader.endpoint, len(each), read, len(each) * grader.max_tokens
+    )
 
 
 def _requests(model: LlmJudgeConfig, sizes: Sizes) -> Iterator[int]:
