@@ -33,7 +33,7 @@ def answers(rng: np.random.Generator, many: int) -> list[str]:
 
 def test_it_is_the_intercept_of_an_unpenalised_logistic_regression() -> None:
     rng = np.random.default_rng(3)
-    ours, theirs = answers(rng, 200), answers(rng, 200)
+    ours, theirs = [text + " more" * 40 for text in answers(rng, 200)], answers(rng, 200)
     counts = [np.array([counts_of(text) for text in side], dtype=float) for side in (ours, theirs)]
     more = (counts[0] - counts[1]) / (counts[0] + counts[1] + 1)
     chance = 1 / (1 + np.exp(-(0.4 + more @ np.array([2.0, 1.0, -1.0, 0.0]))))
