@@ -1,5 +1,6 @@
 """The whole step on models that say what a test wants: what must never be promoted, and is not."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from tests.evaluation import SHORT, WORDY, Evaluation, missed, says
 from tests.fakes.openai_server import Refuse, Say, ScriptedServer
+from tests.judging import answers_in
 from tests.judging import config as asked_of
 from tests.tiny import tiny_folder
 
@@ -89,6 +91,30 @@ def test_a_judge_that_always_says_a_decides_nothing(evaluation: Evaluation) -> N
     assert result.verdict == "inconclusive"
     assert result.win_rate == 0.5
     assert missed(evaluation.decision()) == {"win_rate", "judge_qualified"}
+
+
+def test_labels_that_are_shuffled_show_nothing(evaluation: Evaluation) -> None:
+    for seed, name in enumerate(("base", "candidate")):
+        tiny_folder(evaluation.folder / name, seed=seed)
+
+    def coin(body: dict[str, Any], _attempt: int) -> Say:
+        # Sure of itself in both orders, and without an idea: what the pair hashes to wins.
+        first, second = answers_in(body)
+        digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
+        likes_first = (digest[0] % 2 == 0) is (first < second)
+        return Say(json.dumps({"reason": "r", "verdict": "A" if likes_first else "B"}))
+
+    with ScriptedServer(coin) as server:
+        result = evaluation.run(
+            judge=asked_of(server).model_dump(mode="json"),
+            gates={"finished": None, "perplexity_ratio": None, "length_ratio": None,
+                   "heldout_perplexity": None, "language_drift": None, "duplicate_answers": None},
+        )  # fmt: skip
+
+    told = [each.outcome for each in evaluation.comparisons()]
+    assert {0.0, 1.0} <= set(told)
+    assert result.verdict == "inconclusive"
+    assert "win_rate" in missed(evaluation.decision())
 
 
 def test_a_judge_that_nobody_held_against_people_never_promotes(evaluation: Evaluation) -> None:
