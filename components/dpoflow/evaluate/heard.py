@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.contracts.spec import EvaluateConfig, SamplingConfig
+from dpoflow.evaluate import harness
 from dpoflow.evaluate.answered import answered, identity
 from dpoflow.policy.dtype import choose
 from dpoflow.policy.generate import Answer, has_room
@@ -75,6 +76,8 @@ class Heard(NamedTuple):
     """Of the candidate's answers to the same, under this model."""
     vocabulary: str
     """Equal where two models count tokens alike."""
+    found: dict[str, dict[str, harness.Found]]
+    """Of tasks of lm-evaluation-harness, by suite and question."""
 
     def said(self) -> dict[str, str]:
         """Its answers to held-out prompts."""
@@ -110,6 +113,7 @@ def hear(
     state: StepState,
     *,
     others: Mapping[str, str] | None = None,
+    tasks: Sequence[harness.Posed] = (),
 ) -> Heard:
     """Ask the model in `folder` called `name`; it leaves memory with the return.
 
@@ -130,6 +134,7 @@ def hear(
         own=_surprise(loaded, prompts, own, f"{name} perplexity"),
         others=_surprise(loaded, prompts, others or {}, f"{name} on candidate"),
         vocabulary=sha256_json(tokenizer.get_vocab()),
+        found={task.name: _found(loaded, task, digest) for task in tasks},
     )
 
 
@@ -172,6 +177,18 @@ def _answers(
         place: (answer, second[place]) if place in second else (answer,)
         for place, answer in first.items()
     }
+
+
+def _found(of: _Model, task: harness.Posed, digest: str) -> dict[str, harness.Found]:
+    return harness.pose(
+        of.model,
+        of.tokenizer,
+        task,
+        digest=digest,
+        dtype=of.dtype,
+        state=of.state,
+        name=f"{of.name} {task.name}",
+    )
 
 
 def _pairs(of: _Model, pairs: Sequence[PreferencePair]) -> dict[str, Scored]:
