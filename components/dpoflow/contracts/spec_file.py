@@ -53,15 +53,15 @@ def _read(path: Path) -> CommentedMap:
 
 def _read_task(path: Path) -> dict[str, Any]:
     """A task of lm-evaluation-harness, as YAML 1.1 like there, but without tags that run code."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.version = (1, 1)
-    tree = _parsed(path, yaml, "task")
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    tree = _parsed(path, reader, "task")
     if not isinstance(tree, dict):
         raise ConfigError(f"the task {path} holds {_kind(tree)}, and a task is a mapping")
     return {str(key): value for key, value in tree.items()}
 
 
-def _parsed(path: Path, yaml: YAML, what: Literal["spec", "task"]) -> Any:
+def _parsed(path: Path, reader: YAML, what: Literal["spec", "task"]) -> Any:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _parsed(path: Path, yaml: YAML, what: Literal["spec", "task"]) -> Any:
         raise ConfigError(f"{path} has {len(raw):,} bytes, a {what} at most {_MAX_BYTES:,}")
     try:
         text = raw.decode("utf-8-sig")
-        return yaml.load(io.StringIO(text))
+        return reader.load(io.StringIO(text))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except ConstructorError as error:  # of a tag that is not plain YAML, such as !function
