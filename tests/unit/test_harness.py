@@ -64,6 +64,14 @@ doc_to_choice: options
 doc_to_target: answer
 gen_prefix: "Sum:"
 """
+NO_QUESTION = """
+output_type: multiple_choice
+dataset_path: json
+test_split: test
+doc_to_text: ""
+doc_to_choice: "{{[question ~ ' is ' ~ answer, question ~ ' are ' ~ answer]}}"
+doc_to_target: 0
+"""
 LIKELY = """
 output_type: loglikelihood
 dataset_path: json
@@ -92,7 +100,13 @@ filter_list:
       - {function: remove_whitespace}
       - {function: take_first}
 """
-TASKS = {"choose": CHOOSE, "by_column": BY_COLUMN, "likely": LIKELY, "written": WRITTEN}
+TASKS = {
+    "choose": CHOOSE,
+    "by_column": BY_COLUMN,
+    "no_question": NO_QUESTION,
+    "likely": LIKELY,
+    "written": WRITTEN,
+}
 
 
 def rows(count: int) -> list[Row]:

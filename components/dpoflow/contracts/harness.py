@@ -131,7 +131,7 @@ class HarnessGeneration(Contract):
 class HarnessShots(Contract):
     """Worked examples that are put before each question."""
 
-    samples: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
+    samples: tuple[dict[str, JsonValue], ...] = ()
     """Rows like those of the data; they must not be among them."""
     sampler: Literal["default", "first_n"] = "default"
     """default draws them anew for each question, first_n takes the first ones."""
@@ -141,8 +141,9 @@ class HarnessTask(Contract):
     """What is asked of each row, and how an answer is scored. lm-eval's names and defaults."""
 
     output_type: OutputType = "generate_until"
-    doc_to_text: str = Field(min_length=1)
-    """The question: a template (Jinja) over the row, or the name of a column."""
+    doc_to_text: str
+    """The question: a template (Jinja) over the row, or the name of a column. Empty where choices
+    are compared by themselves."""
     doc_to_target: str | int
     """What is right, in the same way: a choice or its place, or the text itself."""
     doc_to_choice: str | tuple[str, ...] | None = None
@@ -187,6 +188,8 @@ class HarnessTask(Contract):
         chooses, writes = (self.output_type == of for of in ("multiple_choice", "generate_until"))
         if chooses and self.doc_to_choice is None:
             raise ValueError("multiple_choice needs doc_to_choice")
+        if not chooses and not self.doc_to_text:
+            raise ValueError(f"output_type {self.output_type} needs doc_to_text")
         unused = [
             ("doc_to_choice", self.doc_to_choice is not None and not chooses),
             ("filter_list", bool(self.filter_list) and not writes),

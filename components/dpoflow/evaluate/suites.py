@@ -93,7 +93,8 @@ def _posed(config: SuiteConfig, task: HarnessTask, data: Path) -> list[Item]:
         place = _place(row) or where
         if said in asked or place in items:
             raise DataRejected(f"{where} asks what {asked.get(said, place)} asks: {_TWICE}")
-        question = Question(place, (Message(role="user", content=doc[TEXT]),))
+        text = doc[TEXT] or "\n".join(doc[CHOICES])
+        question = Question(place, (Message(role="user", content=text),))
         category = str(row.get("subject") or row.get("category") or "all")
         asked[said], items[place] = where, Item(question, category, doc=doc)
     if len({isinstance(item.doc and item.doc[TARGET], list) for item in items.values()}) > 1:

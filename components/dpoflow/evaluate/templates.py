@@ -82,6 +82,8 @@ class Templates:
         }
 
     def _text(self, row: Row, where: str) -> str:
+        if not self._task.doc_to_text:
+            return ""
         text = self._value("doc_to_text", row, where)
         if not isinstance(text, str) or not text.strip():
             raise self._misfit("doc_to_text", where, f"{str(text)[:40]!r} is no text")
