@@ -35,7 +35,7 @@ DISCARDED = ROOT / ".venv.discarded"
 CPU_INDEX = os.environ.get("DPOFLOW_TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 """PyTorch's own index of builds without CUDA, or a mirror of it."""
 EXTRAS = ("cpu", "gpu", "pipelines", "test", "dev")
-NO_DEPENDENCIES = ("demo",)
+NO_DEPENDENCIES = ("demo", "harness")
 """Extras of which only the distribution itself is wanted."""
 ENVIRONMENT_GB = 4
 DOWNLOADS_GB = 1
@@ -153,7 +153,7 @@ def install(pip: "Pip") -> None:
         pip.install(*choose_torch(pip, f"torch=={pinned('torch')}", gpu=has_gpu()))
     say(4, "what the steps, pipelines and tests need, as infra/locks pins it: some minutes")
     pip.install(*sorted(set(needed)))
-    say(5, f"dpoflow itself, and {' '.join(bare)} for the demo")
+    say(5, f"dpoflow itself, and {' and '.join(bare)} by themselves")
     # Without isolation: the build backend is installed by now, at the version the lock names.
     pip.install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     pip.install("--no-deps", *bare)

@@ -88,7 +88,11 @@ def check_sources(spec: Spec) -> None:
 
 
 def check_machine(spec: Spec) -> None:
-    """Whether this machine has what training asks for: told before candidates are drawn."""
+    """Whether this machine has what the spec asks for: told before candidates are drawn."""
+    if any(suite.kind == "harness" for suite in spec.evaluate.suites):
+        from dpoflow.evaluate.harness import check_installed
+
+        check_installed(spec.evaluate)
     if spec.train.device != "cuda" or spec.train.backend == "trainjob":
         return
     import torch

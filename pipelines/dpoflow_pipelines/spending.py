@@ -101,6 +101,8 @@ def _with_suites(evaluate: EvaluateSpec, num_points: int, expected: "Expected") 
     from dpoflow.judge.estimate import of_comparisons, of_marks
 
     for suite in evaluate.suites:
+        if suite.kind == "harness":
+            continue  # it asks nobody but the models themselves
         sampling = suite.sampling or evaluate.sampling
         answer = sampling.max_new_tokens * BYTES_A_TOKEN
         asked = list(_turns_of(suite)) * num_points

@@ -211,11 +211,11 @@ class SuiteScores(Contract):
     judged_by: str
     models: dict[str, dict[str, Interval]] = {}
     """By model: `score`, `turn_1`, `turn_2` (1 to 10) of mt_bench; `over_refusal`,
-    `unsafe_compliance` (shares) of xstest."""
+    `unsafe_compliance` (shares) of xstest; the task's own of harness, the main one first."""
     differences: dict[str, dict[str, Interval]] = {}
     """By opponent: the candidate's minus the opponent's, paired by question."""
     by_category: dict[str, dict[str, float]] = {}
-    """By model: mean mark, or share of full refusals, of each category."""
+    """By model: mean mark, share of full refusals, or main figure, of each category."""
     against: dict[str, Opponent] = {}
     """Of instructions: by opponent."""
 

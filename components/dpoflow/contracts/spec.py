@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from dpoflow.contracts.base import Contract, canonical_json
+from dpoflow.contracts.harness import HarnessTask
 from dpoflow.contracts.judges import (
     BudgetConfig,
     EndpointConfig,
@@ -485,6 +486,8 @@ class GateConfig(Contract):
     """The share of safe prompts refused must surely exceed an opponent's by no more than this."""
     unsafe_compliance: float = Field(0.05, ge=0, le=1)
     """The same of the share of unsafe prompts answered."""
+    suite_metric: float = Field(0.05, ge=0, le=1)
+    """A task's first metric must surely lie no further below an opponent's than this."""
     champion_win_rate: float | None = Field(0.5, ge=0, lt=1)
     """The same against the champion, where there is one. None: no gate."""
     equal_length: float | None = Field(0.5, ge=0, lt=1)
@@ -515,7 +518,7 @@ PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """Of an Ed25519 pair, in hex."""
 
 
-SuiteKind = Literal["instructions", "mt_bench", "xstest"]
+SuiteKind = Literal["instructions", "mt_bench", "xstest", "harness"]
 
 
 class SuiteConfig(Contract):
@@ -525,11 +528,22 @@ class SuiteConfig(Contract):
     """What reports call it."""
     kind: SuiteKind
     """instructions: answers are compared (AlpacaEval, Arena-Hard); mt_bench: two turns, marked from
-    1 to 10; xstest: what is safe and refused, what is unsafe and answered."""
+    1 to 10; xstest: what is safe and refused, what is unsafe and answered; harness: a task of
+    lm-evaluation-harness."""
+    task: HarnessTask | None = None
+    """harness: the task's YAML, as far as it is data."""
     max_questions: int | None = Field(None, ge=1)
     """Use at most this many, drawn by a hash of each; None uses all."""
     sampling: SamplingConfig | None = None
     """How its answers are drawn; as `evaluate.sampling` says, where it is left out."""
+
+    @model_validator(mode="after")
+    def _task_is_used(self) -> Self:
+        if (self.kind == "harness") is not (self.task is not None):
+            raise ValueError("task is what kind harness asks, and no other kind: set both or none")
+        if self.task is not None and self.sampling is not None:
+            raise ValueError("sampling is not used by kind harness; the task has generation_kwargs")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -549,8 +563,8 @@ class Suite(SuiteConfig):
 
     @model_validator(mode="after")
     def _answers_are_used(self) -> Self:
-        if self.kind == "xstest" and self.answers is not None:
-            raise ValueError("answers is not used by kind xstest; leave it out")
+        if self.kind in ("xstest", "harness") and self.answers is not None:
+            raise ValueError(f"answers is not used by kind {self.kind}; leave it out")
         return self
 
 

@@ -12,12 +12,13 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import ConstructorError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dpoflow.contracts.errors import ConfigError
@@ -44,29 +45,48 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
 
 def _read(path: Path) -> CommentedMap:
+    tree = _parsed(path, YAML(typ="rt"), "spec")
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{path} holds {_kind(tree)}, a spec is a mapping: start with `name:`")
+    return tree
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    """A task of lm-evaluation-harness, as YAML 1.1 like there, but without tags that run code."""
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    tree = _parsed(path, reader, "task")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the task {path} holds {_kind(tree)}, and a task is a mapping")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _parsed(path: Path, reader: YAML, what: Literal["spec", "task"]) -> Any:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(
-            f"no spec at {path}; name a YAML file such as pipelines/configs/demo.yaml"
-        ) from None
+        such = " such as pipelines/configs/demo.yaml" if what == "spec" else ""
+        raise ConfigError(f"no {what} at {path}; name a YAML file{such}") from None
     except OSError as error:
-        raise ConfigError(f"the spec {path} cannot be read ({error.strerror})") from None
+        raise ConfigError(f"the {what} {path} cannot be read ({error.strerror})") from None
     if len(raw) > _MAX_BYTES:
-        raise ConfigError(f"{path} has {len(raw):,} bytes, a spec at most {_MAX_BYTES:,}")
+        raise ConfigError(f"{path} has {len(raw):,} bytes, a {what} at most {_MAX_BYTES:,}")
     try:
         text = raw.decode("utf-8-sig")
-        tree = YAML(typ="rt").load(io.StringIO(text))
+        return reader.load(io.StringIO(text))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except ConstructorError as error:  # of a tag that is not plain YAML, such as !function
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(
+            f"{path}, line {line}: {error.problem}; only data is read here, and no code is run: "
+            "leave the tag out"
+        ) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{path} holds {_kind(tree)}, a spec is a mapping: start with `name:`")
-    return tree
 
 
 def _kind(value: object) -> str:
@@ -107,7 +127,7 @@ def _lay_over(base: dict[str, Any], top: dict[str, Any]) -> None:
 
 
 def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths made absolute, rubrics and templates read in."""
+    """Paths made absolute, rubrics, templates and tasks read in."""
     train, data = tree.get("train"), tree.get("data")
     for section, key in ((tree, "model"), (train, "init"), (train, "reference")):
         _locate(section, key, folder)
@@ -124,6 +144,8 @@ def _resolved(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         for suite in suites if isinstance(suites, list) else ():
             _locate(suite, "uri", folder)
             _locate(suite, "answers", folder)
+            if isinstance(suite, dict) and isinstance(suite.get("task"), str):
+                suite["task"] = _read_task(Path(_absolute(suite["task"], folder)))
     for section in ("synthesize", "evaluate"):
         judge = tree[section].get("judge") if isinstance(tree.get(section), dict) else None
         seats = judge.get("seats") if isinstance(judge, dict) else None

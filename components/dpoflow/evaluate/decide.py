@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dpoflow.contracts.results import Gate, Interval, Opponent, Power, SuiteScores, Verdict
 from dpoflow.contracts.spec import CHAMPION, GateConfig
-from dpoflow.evaluate.heard import BASE
+from dpoflow.evaluate.heard import BASE, CANDIDATE
 
 
 class Evidence(NamedTuple):
@@ -78,6 +78,11 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
             continue
         for opponent in seen.against:
             found = scores.differences.get(opponent, {})
+            if scores.kind == "harness":
+                main = next(iter(scores.models.get(CANDIDATE, ())), "metric")
+                title = _gate_name(name, main, opponent)
+                yield _no_worse(title, found.get(main), at_least=-gates.suite_metric)
+                continue
             if scores.kind == "mt_bench":
                 title = _gate_name(name, "score", opponent)
                 least, score = -gates.suite_score, found.get("score")

@@ -1,7 +1,7 @@
 """Single answers of suites: marks of MT-Bench, refusals of XSTest.
 
 Reads   what each model said, the grader of the spec
-Gives   `grade`: one `Graded` a question and model
+Gives   `grade`: one `Graded` a question and model; `found`: the same of harness tasks
 Not     sums of them (scores.py)
 """
 
@@ -46,6 +46,8 @@ class Graded(Contract):
     """Of xstest: 1_full_compliance, 2_full_refusal, 3_partial_refusal; None: not readable."""
     string_match: str | None = None
     """The same by how the answer begins."""
+    metrics: dict[str, float] = {}
+    """Of harness: the task's figures of this question, the main one first."""
     reasons: tuple[str, ...] = ()
 
 
@@ -85,6 +87,26 @@ async def grade(
     return graded
 
 
+def found(suites: Mapping[str, Suite], heard: Mapping[str, Heard]) -> list[Graded]:
+    """What lm-evaluation-harness made of answers, of questions that every model has room for."""
+    return [
+        Graded(
+            suite=name,
+            question_id=item.question.id,
+            category=item.category,
+            is_safe=True,
+            model=model,
+            questions=(item.question.prompt[-1].content,),
+            answers=(of.found[name][item.question.id].said,),
+            metrics=of.found[name][item.question.id].metrics,
+        )
+        for name, suite in suites.items()
+        if suite.config.kind == "harness"
+        for item in _answered(suite, heard)
+        for model, of in heard.items()
+    ]
+
+
 @asynccontextmanager
 async def _grader(config: EvaluateConfig, state: StepState) -> AsyncIterator[Grader | None]:
     if config.marked_by is None:
@@ -98,14 +120,16 @@ async def _grader(config: EvaluateConfig, state: StepState) -> AsyncIterator[Gra
 
 
 def _tasks(suite: Suite, heard: Mapping[str, Heard]) -> Iterator[_Task]:
-    """Questions that every model has room for, by model."""
-    if suite.config.kind == "instructions":
+    if suite.config.kind not in ("mt_bench", "xstest"):
         return
+    for item in _answered(suite, heard):
+        for name, each in heard.items():
+            yield _Task(suite, item, name, each.answers[suite.config.name][item.question.id])
+
+
+def _answered(suite: Suite, heard: Mapping[str, Heard]) -> Iterator[Item]:
     by_all = set(answered_by_all(heard, suite.config.name))
-    for item in suite.items:
-        if item.question.id in by_all:
-            for name, each in heard.items():
-                yield _Task(suite, item, name, each.answers[suite.config.name][item.question.id])
+    return (item for item in suite.items if item.question.id in by_all)
 
 
 async def _graded(task: _Task, grader: Grader | None) -> Graded:

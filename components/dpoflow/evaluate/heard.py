@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.contracts.spec import EvaluateConfig, SamplingConfig
+from dpoflow.evaluate import harness
 from dpoflow.evaluate.answered import answered, identity
 from dpoflow.evaluate.suites import Question
 from dpoflow.policy.dtype import choose
@@ -67,6 +68,8 @@ class Heard(NamedTuple):
     """Of the candidate's answers to the same, under this model."""
     vocabulary: str
     """Equal where two models count tokens alike."""
+    found: dict[str, dict[str, harness.Found]]
+    """Of tasks of lm-evaluation-harness, by suite and question."""
 
     def said(self) -> dict[str, str]:
         """Its answers to held-out prompts."""
@@ -75,8 +78,11 @@ class Heard(NamedTuple):
 
 def answered_by_all(heard: Mapping[str, Heard], suite: str = HELDOUT) -> list[str]:
     """Questions of the suite that every model has room for, in their order."""
-    each = [set(of.answers[suite]) for of in heard.values()]
-    return [at for at in heard[CANDIDATE].answers[suite] if all(at in some for some in each)]
+    told: dict[str, Mapping[str, object]] = {
+        name: of.found[suite] if suite in of.found else of.answers[suite]
+        for name, of in heard.items()
+    }
+    return [at for at in told[CANDIDATE] if all(at in of for of in told.values())]
 
 
 def scored_by_both(heard: Mapping[str, Heard]) -> dict[str, tuple[Scored, Scored]]:
@@ -102,6 +108,7 @@ def hear(
     state: StepState,
     *,
     others: Mapping[str, str] | None = None,
+    tasks: Sequence[harness.Posed] = (),
 ) -> Heard:
     """Ask the model in `folder` called `name`; it leaves memory with the return.
 
@@ -122,6 +129,7 @@ def hear(
         own=_surprise(loaded, prompts, own, f"{name} perplexity"),
         others=_surprise(loaded, prompts, others or {}, f"{name} on candidate"),
         vocabulary=sha256_json(tokenizer.get_vocab()),
+        found={task.name: _found(loaded, task, digest) for task in tasks},
     )
 
 
@@ -164,6 +172,18 @@ def _answers(
         place: (answer, second[place]) if place in second else (answer,)
         for place, answer in first.items()
     }
+
+
+def _found(of: _Model, task: harness.Posed, digest: str) -> dict[str, harness.Found]:
+    return harness.pose(
+        of.model,
+        of.tokenizer,
+        task,
+        digest=digest,
+        dtype=of.dtype,
+        state=of.state,
+        name=f"{of.name} {task.name}",
+    )
 
 
 def _pairs(of: _Model, pairs: Sequence[PreferencePair]) -> dict[str, Scored]:

@@ -1,16 +1,18 @@
 """Figures of suites whose answers are looked at one by one, and tests between models.
 
-Reads   `Graded` answers
+Reads   `Graded` answers: their marks, labels, or figures of a task
 Gives   `scores_of`, `tests_of`
 Not     marks and labels themselves (grading.py), comparisons (document.py)
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 from dpoflow.contracts.results import Interval, SuiteScores, Test
 from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.evaluate import harness
 from dpoflow.evaluate.grading import Graded
 from dpoflow.evaluate.heard import CANDIDATE
 from dpoflow.evaluate.statistics import bootstrap_mean, mcnemar, sign_test
@@ -32,7 +34,7 @@ def scores_of(
     `num_answered`: questions that every model has room for.
     """
     by_model, unreadable = _readable(graded)
-    metrics = _METRICS[suite.config.kind]
+    metrics = _METRICS.get(suite.config.kind) or _of_task(graded)
     return SuiteScores(
         kind=suite.config.kind,
         num_questions=len(by_model[CANDIDATE]) if graded else num_answered,
@@ -72,9 +74,28 @@ def _tests(
         outcomes = [0.5 + (fmean(_marks(a)) - fmean(_marks(b))) / 20 for a, b in both]
         yield "score", sign_test(outcomes)
         return
+    if candidate and candidate[0].metrics:
+        for name in candidate[0].metrics:
+            yield name, _task_test([(a.metrics[name], b.metrics[name]) for a, b in both])
+        return
     for name, metric in _REFUSALS.items():
         asked = [(metric(a), metric(b)) for a, b in both if metric(a) is not None]
         yield name, mcnemar([a == 1 for a, _ in asked], [b == 1 for _, b in asked])
+
+
+def _task_test(both: Sequence[tuple[float, float]]) -> Test | None:
+    if all(value in (0, 1) for pair in both for value in pair):
+        return mcnemar([a == 1 for a, _ in both], [b == 1 for _, b in both])
+    return sign_test([0.5 + (a > b) / 2 - (a < b) / 2 for a, b in both])
+
+
+def _of_task(graded: Sequence[Graded]) -> dict[str, Metric]:
+    """The figures of a task of lm-evaluation-harness, the main one first."""
+    return {name: partial(_figure, name) for name in (graded[0].metrics if graded else ())}
+
+
+def _figure(name: str, graded: Graded) -> float:
+    return graded.metrics[name]
 
 
 def _readable(graded: Sequence[Graded]) -> tuple[dict[str, list[Graded]], int]:
@@ -88,12 +109,15 @@ def _readable(graded: Sequence[Graded]) -> tuple[dict[str, list[Graded]], int]:
 
 
 def _is_read(graded: Graded) -> bool:
-    return None not in graded.marks and (bool(graded.marks) or graded.label is not None)
+    judged = bool(graded.marks or graded.metrics) or graded.label is not None
+    return judged and None not in graded.marks
 
 
 def _judged_by(config: EvaluateConfig, suite: Suite) -> str:
     if suite.config.kind == "instructions":
         return judge_id(config.judge, "all") if config.judge else "nobody"
+    if suite.config.kind == "harness":
+        return harness.version()
     if config.marked_by is None:
         return "how answers begin"
     return f"{config.marked_by.endpoint.model}, {suite.config.kind}"
@@ -120,7 +144,6 @@ _REFUSALS: dict[str, Metric] = {
     "unsafe_compliance": _unsafe_compliance,
 }
 _METRICS: dict[str, dict[str, Metric]] = {
-    "instructions": {},
     "mt_bench": {
         "score": lambda graded: fmean(_marks(graded)),
         "turn_1": _turn(0),
@@ -149,6 +172,13 @@ def _intervals(
 def _by_category(suite: Suite, graded: Sequence[Graded]) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for each in graded:
-        marked = suite.config.kind == "mt_bench"
-        found[each.category].append(fmean(_marks(each)) if marked else float(each.label == REFUSED))
+        found[each.category].append(_main(suite, each))
     return {name: fmean(of) for name, of in sorted(found.items())}
+
+
+def _main(suite: Suite, graded: Graded) -> float:
+    if suite.config.kind == "mt_bench":
+        return fmean(_marks(graded))
+    if suite.config.kind == "harness":
+        return next(iter(graded.metrics.values()))
+    return float(graded.label == REFUSED)

@@ -17,11 +17,12 @@ from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_jsonl
 from dpoflow.contracts.results import EvaluateResult, SuiteScores, Test
 from dpoflow.contracts.spec import CHAMPION, EvaluateConfig
+from dpoflow.evaluate import harness
 from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
 from dpoflow.evaluate.compare import compare
 from dpoflow.evaluate.document import Measured, document_of, figures_of
-from dpoflow.evaluate.grading import Graded, grade
+from dpoflow.evaluate.grading import Graded, found, grade
 from dpoflow.evaluate.heard import (
     BASE,
     CANDIDATE,
@@ -58,6 +59,7 @@ def run(
     state: StepState,
 ) -> EvaluateResult:
     """Answer, judge, measure, decide, sign."""
+    harness.check_installed(config)
     vouched = check_key(config.signer)
     if config.ledger is not None:
         check_ledger(config.ledger)
@@ -70,7 +72,7 @@ def run(
     matches = matches_of(prompts, suites, heard, is_judged=config.judge is not None)
     compared = asyncio.run(compare(config, matches, judges, state))
     write_jsonl(compared, decision / "answers.jsonl")
-    graded = asyncio.run(grade(config, suites, heard, state))
+    graded = [*asyncio.run(grade(config, suites, heard, state)), *found(suites, heard)]
     write_jsonl(graded, decision / "suites.jsonl")
     trained = manifest.read(policy)
     document = document_of(
@@ -141,12 +143,17 @@ def _hear(
 ) -> dict[str, Heard]:
     """One model at a time, the base last: it says how likely the candidate's answers are."""
     asked = {HELDOUT: Asked([Question(each.prompt_id, each.prompt) for each in prompts])}
+    tasks: list[harness.Posed] = []
     for name, suite in suites.items():
-        asked[name] = Asked([item.question for item in suite.items], suite.config.sampling)
+        if suite.config.task is None:
+            asked[name] = Asked([item.question for item in suite.items], suite.config.sampling)
+        else:
+            docs = {item.question.id: item.doc for item in suite.items if item.doc is not None}
+            tasks.append(harness.Posed(name, suite.config.task, docs))
     heard: dict[str, Heard] = {}
     for name, folder in models.items():
         others = heard[CANDIDATE].said() if name == BASE else {}
-        heard[name] = hear(name, folder, asked, pairs, config, state, others=others)
+        heard[name] = hear(name, folder, asked, pairs, config, state, others=others, tasks=tasks)
     return heard
 
 

@@ -6,6 +6,7 @@
     mt_bench        FastChat's question.jsonl: question_id, category, turns (two), reference.
                     Answers: its reference_answer files
     xstest          XSTest's prompts: id, prompt, type, label
+    harness         whatever columns the task of lm-evaluation-harness names
 
 Reads   pinned files of evaluation sets, and of answers to them
 Gives   `read_suites`; `read_suite` of rows that lie elsewhere
@@ -18,13 +19,16 @@ from typing import Any, NamedTuple
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import DataRejected
+from dpoflow.contracts.harness import HarnessTask
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.spec import EvaluateConfig, SuiteConfig, SuiteKind
+from dpoflow.evaluate.templates import CHOICES, TARGET, TEXT, Templates
 from dpoflow.sources.files import read_rows
 from dpoflow.sources.pinned import FILES, DataRole, read_pinned
 
 LARGEST_LINE_MB = 16
 _SHOWN_BY = "evaluate/README.md shows the layouts"
+_TWICE = "it would count twice; leave one of them out"
 
 Rows = Iterable[tuple[str, Any]]
 """Where each row stands, and the row."""
@@ -48,6 +52,8 @@ class Item(NamedTuple):
     """Of xstest: whether a refusal is wrong."""
     answers: tuple[str, ...] = ()
     """Reference answers, one a turn; another model's answer."""
+    doc: Mapping[str, Any] | None = None
+    """Of harness: the row, and what the task's templates make of it."""
 
 
 class Suite(NamedTuple):
@@ -78,6 +84,8 @@ def read_suites(config: EvaluateConfig, data: Path | None) -> dict[str, Suite]:
 
 def read_suite(config: SuiteConfig, questions: Rows, answers: Rows) -> Suite:
     """The suite that these rows make. Raises DataRejected, with the row."""
+    if config.task is not None:
+        return Suite(config, tuple(_posed(config, config.task, questions)))
     read = _READERS[config.kind]
     items: dict[str, Item] = {}
     asked: dict[tuple[Any, ...], str] = {}
@@ -85,13 +93,34 @@ def read_suite(config: SuiteConfig, questions: Rows, answers: Rows) -> Suite:
         item = _read(read, row, where, config)
         said = (*item.question.prompt, item.question.then)
         if said in asked or item.question.id in items:
-            raise DataRejected(
-                f"{where} asks what {asked.get(said, item.question.id)} asks: it would count "
-                "twice; leave one of them out"
-            )
+            first = asked.get(said, item.question.id)
+            raise DataRejected(f"{where} asks what {first} asks: {_TWICE}")
         asked[said], items[item.question.id] = where, item
     chosen = sorted(items.values(), key=lambda item: sha256_json(item.question.id))
     return Suite(config, tuple(_answered(config, answers, chosen[: config.max_questions])))
+
+
+def _posed(config: SuiteConfig, task: HarnessTask, questions: Rows) -> list[Item]:
+    """Questions of a harness task in the file's order: of it hang the examples that are drawn."""
+    templates, items = Templates(config.name, task), dict[str, Item]()
+    asked: dict[tuple[str, ...], str] = {}
+    for where, row in questions:
+        doc = templates.fill(_object(row, where, config), where)
+        said = (doc[TEXT], *doc[CHOICES])
+        place = _place(row) or where
+        if said in asked or place in items:
+            raise DataRejected(f"{where} asks what {asked.get(said, place)} asks: {_TWICE}")
+        text = doc[TEXT] or "\n".join(doc[CHOICES])
+        question = Question(place, (Message(role="user", content=text),))
+        category = str(row.get("subject") or row.get("category") or "all")
+        asked[said], items[place] = where, Item(question, category, doc=doc)
+    if len({isinstance(item.doc and item.doc[TARGET], list) for item in items.values()}) > 1:
+        raise DataRejected(
+            f"doc_to_target of task {config.name} is a list in some rows and not in others; make "
+            "it one of both in all of them"
+        )
+    chosen = sorted(items, key=sha256_json)[: config.max_questions]
+    return [item for place, item in items.items() if place in set(chosen)]
 
 
 def _answered(config: SuiteConfig, answers: Rows, items: Sequence[Item]) -> Iterator[Item]:
@@ -119,16 +148,20 @@ def _rows(config: SuiteConfig, data: Path, role: DataRole) -> Iterator[tuple[str
 
 
 def _read(read: Callable[[Mapping[str, Any]], Any], row: Any, where: str, of: SuiteConfig) -> Any:
-    if not isinstance(row, Mapping):
-        raise DataRejected(f"{where} of suite {of.name} is no object ({row}); {_SHOWN_BY}")
     try:
-        return read(row)
+        return read(_object(row, where, of))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataRejected(
             f"{where} is no question of {of.kind}, the kind of suite {of.name}: {what[:200]}; "
             f"{_SHOWN_BY}"
         ) from None
+
+
+def _object(row: Any, where: str, of: SuiteConfig) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise DataRejected(f"{where} of suite {of.name} is no object ({row}); {_SHOWN_BY}")
+    return row
 
 
 def _instruction(row: Mapping[str, Any]) -> Item:

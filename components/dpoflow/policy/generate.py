@@ -11,8 +11,6 @@ length and padded on the left; rows that have ended leave their batch, so the re
 import contextlib
 import copy
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +32,7 @@ from dpoflow.contracts.spec import SamplingConfig
 from dpoflow.policy.decoding import decoding
 from dpoflow.policy.dtype import name_of
 from dpoflow.policy.tokenise import prompt_tokens, turn_end
+from dpoflow.state.batches import Batches
 from dpoflow.state.events import Events
 
 if TYPE_CHECKING:
@@ -86,15 +85,18 @@ def generate(
                 "drop it (data.max_chars), or lower max_new_tokens"
             )
     batches = _batches(tokens, sampling.batch_size)
-    kept = _Store(store, _request(prompts, sampling, seed, dtype), events, phase)
-    done = kept.read(batches)
+    kept = Batches(store, _request(prompts, sampling, seed, dtype), events, phase)
+    done = [
+        [Answer.model_validate(answer) for answer in batch]
+        for batch in kept.read([len(batch) for batch in batches])
+    ]
     if len(done) < len(batches):
         watch = _Watch(events, phase, len(prompts))
         work = _Generator(model, tokenizer, sampling, seed, dtype, watch)
         num_done = sum(map(len, done))
         for place in range(len(done), len(batches)):
             answers = work([tokens[i] for i in batches[place]], place, num_done)
-            kept.append(place, answers)
+            kept.append(place, [answer.model_dump() for answer in answers])
             done.append(answers)
             num_done += len(answers)
             events.progress(phase, num_done, len(prompts), unit="answers")
@@ -139,67 +141,6 @@ def _request(
             "dtype": name_of(dtype),
         }
     )
-
-
-class _Store:
-    """JSON lines: the request, then one finished batch each, on disk before it counts."""
-
-    def __init__(self, path: Path, request: str, events: Events, phase: str) -> None:
-        self._path, self._request, self._events, self._phase = path, request, events, phase
-
-    def read(self, batches: Sequence[Batch]) -> list[list[Answer]]:
-        """The batches that are there from the first on; a torn or foreign tail is cut off."""
-        lines = self._lines()
-        if not lines or lines[0] != self._head:
-            if lines:
-                self._say("the answers kept here are another request's: starting over")
-            self._begin()
-            return []
-        done: list[list[Answer]] = []
-        for place, line in enumerate(lines[1:]):
-            record = json.loads(line)
-            if record["batch"] != place or len(record["answers"]) != len(batches[place]):
-                break
-            done.append([Answer.model_validate(answer) for answer in record["answers"]])
-        self._cut(lines[: 1 + len(done)])
-        if done:
-            self._say(f"continuing after {sum(map(len, done))} answers made earlier")
-        return done
-
-    def append(self, place: int, answers: Sequence[Answer]) -> None:
-        record = {"batch": place, "answers": [answer.model_dump() for answer in answers]}
-        self._write("ab", self._line(record))
-
-    @property
-    def _head(self) -> bytes:
-        return self._line({"request": self._request}).rstrip(b"\n")
-
-    @staticmethod
-    def _line(record: dict[str, Any]) -> bytes:
-        return json.dumps(record, ensure_ascii=True).encode() + b"\n"
-
-    def _lines(self) -> list[bytes]:
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return []
-        return content[: content.rfind(b"\n") + 1].splitlines()
-
-    def _begin(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._write("wb", self._head + b"\n")
-
-    def _cut(self, lines: Sequence[bytes]) -> None:
-        os.truncate(self._path, sum(len(line) + 1 for line in lines))
-
-    def _write(self, mode: str, content: bytes) -> None:
-        with self._path.open(mode) as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-
-    def _say(self, message: str) -> None:
-        self._events.say(message, phase=self._phase, passing=True)
 
 
 class _Watch(StoppingCriteria):

@@ -27,7 +27,10 @@ _ALONE += "\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, kana and Han."""
 _WORD = re.compile(f"[{_ALONE}]|[^\\W{_ALONE}]+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_QUESTIONS = frozenset("prompt question questions instruction input query turns goal".split())
+_QUESTIONS = frozenset(
+    "prompt question questions instruction input query turns goal "
+    "ctx premise problem question_stem sentence sentence1".split()
+)
 """How fields with questions are called in published sets and in ours."""
 _TEXTS = frozenset({"text", "content", "value"})
 """Fields that hold a question where they are the row's own, or in a user's turn."""
