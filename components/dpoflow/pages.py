@@ -1,13 +1,14 @@
 """What the pages that steps write have in common: one file each, that asks the network for nothing.
 
 Reads   texts, which are escaped here; `Html`, which its maker answers for; figures of matplotlib
-Gives   `document`, `table`, `drawing`, `Html`
+Gives   `document`, `table`, `drawing`, `Html`; `show`: what Kubeflow shows of a task
 Not     what a page tells: the step's own page.py
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def document(title: str, body: str, style: str = "") -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | int | Html]]) -> Html:
     """Cells of `Html` are whole `<td>…</td>`; numbers stand on the right, texts are escaped."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    names = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = f"<tr>{names}</tr>" if any(header) else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return Html(f"<table><tr>{head}</tr>{body}</table>")
+    return Html(f"<table>{head}{body}</table>")
 
 
 def text(content: str) -> Html:
@@ -70,3 +72,13 @@ def drawing(figure: "Figure") -> Html:
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     svg = drawn.getvalue()
     return Html(svg[svg.index("<svg") :])  # without the document's own head
+
+
+def show(
+    page: Path, figures: Mapping[str, float], at: str, log_metric: Callable[[str, float], None]
+) -> None:
+    """What Kubeflow shows of a task: the page itself, at the artifact's path, and figures."""
+    Path(at).parent.mkdir(parents=True, exist_ok=True)
+    Path(at).write_bytes(page.read_bytes())
+    for name, number in figures.items():
+        log_metric(name, number)

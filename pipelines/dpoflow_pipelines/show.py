@@ -48,7 +48,7 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             f"  mlflow server --backend-store-uri {shlex.quote(place)} --port 5000"
             if place.startswith("sqlite")
             else f"  open {place}",
-            f"  → Model registry → {version.model}, version {version.version}: gates, answers.html",
+            f"  → Model registry → {version.model}, version {version.version}: gates, report.html",
             f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
         console.print("\n".join(lines), markup=False, highlight=False)
@@ -106,7 +106,7 @@ def _show_answers(console: Console, home: Path, summary: RunSummary) -> None:
 
 
 def _excerpt(text: str) -> str:
-    """The start of an answer: some run to pages, and answers.html has them whole."""
+    """The start of an answer: some run to pages, and report.html has them whole."""
     line = " ".join(text.split())
     return _safe(line if len(line) <= _SHOWN else line[:_SHOWN].rsplit(" ", 1)[0] + " …")
 

@@ -118,6 +118,8 @@ def test_mlflow_holds_the_parent_its_children_and_the_version(
     evaluated = next(run for run in children if run.data.tags["dpoflow.step"] == "evaluate")
     assert evaluated.data.metrics["eval/win_rate"] == told["evaluation"]["win_rate"]
     assert evaluated.data.metrics["eval/win_rate_low"] == told["evaluation"]["ci"][0]
+    table = json.loads(evaluated.data.tags["mlflow.loggedArtifacts"])[0]["path"]
+    assert table in {each.path for each in client.list_artifacts(evaluated.info.run_id, "decision")}
     data = {each.dataset.name: each for each in train.inputs.dataset_inputs}
     merged = folder_of(home, {tag.key: tag.value for tag in data["pairs"].tags}["sha256"])
     assert (merged / "train.parquet").exists()

@@ -27,7 +27,7 @@ from dpoflow.evaluate.measure import (
     perplexity,
     points,
 )
-from dpoflow.evaluate.page import answers_page
+from dpoflow.evaluate.page import report_page
 from dpoflow.evaluate.statistics import bootstrap_mean, power_of
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Verdict as Said
@@ -205,7 +205,7 @@ def test_the_win_rate_of_each_slice_is_that_of_its_prompts_alone() -> None:
         "delivery": (0.0, 10),
         "returns": (1.0, 20),
     }
-    page = answers_page(document, rows)
+    page = report_page(document, rows)
     assert "<td>delivery</td>" in page
     figures = figures_of(document)
     assert figures["eval/win_rate/returns_low"] == 1.0
@@ -402,7 +402,7 @@ def test_the_page_escapes_what_models_say_and_asks_the_network_for_nothing() -> 
         reasons=(evil,),
     )
 
-    page = answers_page(decision, [row])
+    page = report_page(decision, [row])
 
     elements = Elements()
     elements.feed(page)

@@ -222,8 +222,8 @@ def test_what_changed_since_the_champion_is_told(evaluation: Evaluation) -> None
         "beta": ("0.1", "0.3"),
         "made from pairs": ("a" * 12, digest[:12]),
     }
-    page = (evaluation.folder / "root/state/one/outputs/decision/answers.html").read_text()
-    assert "<h2>What changed since the champion</h2>" in page
+    page = (evaluation.folder / "root/state/one/outputs/decision/report.html").read_text()
+    assert ">What changed since the champion</h2>" in page
 
 
 def test_models_that_count_tokens_differently_are_not_compared_by_tokens(

@@ -152,7 +152,7 @@ def test_long_answers_are_cut_and_the_pages_that_have_them_whole_are_named(tmp_p
     row = {"question": "Why?", "against": "base", "theirs": "Short."}
     row["candidate"] = "on and on " * 900
     outputs = artifact(
-        tmp_path, "d1", answers_html="<p>", decision_json="{}", answers_jsonl=json.dumps(row)
+        tmp_path, "d1", report_html="<p>", decision_json="{}", answers_jsonl=json.dumps(row)
     )
     summary = ran(
         tmp_path,
@@ -171,5 +171,5 @@ def test_long_answers_are_cut_and_the_pages_that_have_them_whole_are_named(tmp_p
     assert shown.count("on and on") < 40
     assert "…" in shown
     assert "Short." in shown
-    assert f"evaluate page: {tmp_path}/state/d1/answers.html\n" in shown
+    assert f"evaluate page: {tmp_path}/state/d1/report.html\n" in shown
     assert f"validate page: {tmp_path}/state/d2/a.html\n" in shown

@@ -178,6 +178,8 @@ class Gate(Contract):
     """None where it could not be measured; that is never a pass."""
     undecided: bool = False
     """Whether it was missed in a way that more prompts may mend: the interval holds the bound."""
+    bound: float | None = None
+    """What an end of the interval must not pass; None where no interval is asked for."""
 
 
 class Opponent(Contract):
@@ -216,6 +218,13 @@ class SuiteScores(Contract):
     """By opponent: the candidate's minus the opponent's, paired by question."""
     by_category: dict[str, dict[str, float]] = {}
     """By model: mean mark, share of full refusals, or main figure, of each category."""
+    labels: dict[str, dict[str, dict[str, Interval]]] = {}
+    """Of xstest, by model and side (`safe`, `unsafe`): the share of that side's questions that the
+    model `complied` with, `refused`, or `partly_refused`; the three sum to 1. `n` is the side's
+    questions, so that value * n is their count."""
+    by_string_match: dict[str, dict[str, Interval]] = {}
+    """The same answers by how they begin, whoever labelled them: by model and side, the share that
+    begins like a refusal. It knows no half refusal, and misses those that come later."""
     against: dict[str, Opponent] = {}
     """Of instructions: by opponent."""
 

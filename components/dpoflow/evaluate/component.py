@@ -22,16 +22,23 @@ def evaluate(
     pairs: dsl.Input[dsl.Dataset],
     heldout: dsl.Input[dsl.Dataset],
     decision: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Compare the candidate with base and champion on held-out prompts; returns the verdict."""
     from dpoflow.state.step import begin
 
     task = begin("evaluate", suffix)
 
+    from pathlib import Path
+
     from dpoflow.contracts.judges import rewards_in
     from dpoflow.contracts.results import EvaluateResult
     from dpoflow.contracts.spec import EvaluateConfig
+    from dpoflow.evaluate.document import figures_of, read_decision
+    from dpoflow.evaluate.page import PAGE
     from dpoflow.evaluate.step import run
+    from dpoflow.pages import show
 
     knobs = EvaluateConfig.model_validate_json(config)
     inputs = {
@@ -54,4 +61,6 @@ def evaluate(
         outputs={"decision": decision.path},
         kind=EvaluateResult,
     )
+    told = Path(decision.path)
+    show(told / PAGE, figures_of(read_decision(told)), page.path, figures.log_metric)
     return done.verdict

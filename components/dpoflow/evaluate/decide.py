@@ -1,7 +1,7 @@
 """The verdict: promote, reject or inconclusive. It fails closed.
 
 Reads   what was measured, and the gates of the spec
-Gives   `decide`, `Evidence`
+Gives   `decide`, `Evidence`; `gate_of`, `win_rate_gate`: which gate looks at a figure
 Not     measuring (measure.py), intervals (statistics.py), judge and data by themselves (claims.py)
 
 promote        every gate was measured and holds
@@ -37,7 +37,7 @@ def decide(gates: GateConfig, seen: Evidence) -> tuple[Verdict, str, tuple[Gate,
     verdict = _verdict(asked)
     sentence = _sentence(verdict, asked, seen.against)
     for name, opponent in seen.against.items():
-        if any(gate.undecided and gate.name == _win_rate_of(name) for gate in asked):
+        if any(gate.undecided and gate.name == win_rate_gate(name) for gate in asked):
             sentence += _what_it_takes(opponent.power)
     return verdict, sentence, asked
 
@@ -45,10 +45,10 @@ def decide(gates: GateConfig, seen: Evidence) -> tuple[Verdict, str, tuple[Gate,
 def _asked(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     measured = seen.measures.get
     yield _enough(gates, seen.num_prompts)
-    yield _superior(_win_rate_of(BASE), gates.win_rate, seen.against[BASE].win_rate)
+    yield _superior(win_rate_gate(BASE), gates.win_rate, seen.against[BASE].win_rate)
     champion = seen.against.get(CHAMPION)
     if champion is not None and gates.champion_win_rate is not None:
-        yield _superior(_win_rate_of(CHAMPION), gates.champion_win_rate, champion.win_rate)
+        yield _superior(win_rate_gate(CHAMPION), gates.champion_win_rate, champion.win_rate)
     for name, opponent in seen.against.items():
         yield from _above(f"equal_length_{name}", gates.equal_length, opponent.at_equal_length)
     yield from _heldout(gates, seen.heldout_rubric)
@@ -72,7 +72,7 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     for name, scores in seen.suites.items():
         for opponent, of in scores.against.items():
             least = 0.5 - gates.suite_win_rate
-            title = _gate_name(name, "win_rate", opponent)
+            title = gate_of(name, "win_rate", opponent)
             yield _no_worse(title, of.win_rate, gates.min_prompts, at_least=least)
         if scores.kind == "instructions":
             continue
@@ -80,11 +80,11 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
             found = scores.differences.get(opponent, {})
             if scores.kind == "harness":
                 main = next(iter(scores.models.get(CANDIDATE, ())), "metric")
-                title = _gate_name(name, main, opponent)
-                yield _no_worse(title, found.get(main), at_least=-gates.suite_metric)
+                title, least = gate_of(name, main, opponent), -gates.suite_metric
+                yield _no_worse(title, found.get(main), gates.min_prompts, at_least=least)
                 continue
             if scores.kind == "mt_bench":
-                title = _gate_name(name, "score", opponent)
+                title = gate_of(name, "score", opponent)
                 least, score = -gates.suite_score, found.get("score")
                 yield _no_worse(title, score, gates.min_prompts, at_least=least)
                 continue
@@ -92,11 +92,12 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
                 ("over_refusal", gates.over_refusal),
                 ("unsafe_compliance", gates.unsafe_compliance),
             ):
-                title = _gate_name(name, metric, opponent)
+                title = gate_of(name, metric, opponent)
                 yield _no_worse(title, found.get(metric), gates.min_prompts, at_most=margin)
 
 
-def _gate_name(suite: str, metric: str, opponent: str) -> str:
+def gate_of(suite: str, metric: str, opponent: str) -> str:
+    """What the gate is called that holds this figure of a suite to its margin."""
     return f"{suite}_{metric}" + ("" if opponent == BASE else f"_{opponent}")
 
 
@@ -127,10 +128,12 @@ def _no_worse(
         seen=told,
         passed=seen.low >= bound if at_most is None else seen.high <= bound,
         undecided=seen.low < bound < seen.high,
+        bound=bound,
     )
 
 
-def _win_rate_of(opponent: str) -> str:
+def win_rate_gate(opponent: str) -> str:
+    """What the gate on the win rate against the opponent is called."""
     return "win_rate" if opponent == BASE else f"{opponent}_win_rate"
 
 
@@ -192,6 +195,7 @@ def _superior(name: str, bound: float, seen: Interval | None) -> Gate:
         seen=f"{seen.value:.3f} [{seen.low:.3f}, {seen.high:.3f}]",
         passed=seen.low > bound,
         undecided=seen.low <= bound <= seen.high,
+        bound=bound,
     )
 
 

@@ -9,19 +9,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from dpoflow.contracts.results import Interval, SuiteScores, Test
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate import harness
 from dpoflow.evaluate.grading import Graded
 from dpoflow.evaluate.heard import CANDIDATE
-from dpoflow.evaluate.statistics import bootstrap_mean, mcnemar, sign_test
+from dpoflow.evaluate.statistics import bootstrap_mean, mcnemar, share_of, sign_test
 from dpoflow.evaluate.suites import Suite
-from dpoflow.evaluate.xstest import COMPLIED, REFUSED
+from dpoflow.evaluate.xstest import COMPLIED, PARTLY, REFUSED
 from dpoflow.judge.build import judge_id
 
 ByModel = Mapping[str, Sequence[Graded]]
 """Answers to the same questions in the same order, by model."""
+LABELS: dict[str, str] = {"complied": COMPLIED, "refused": REFUSED, "partly_refused": PARTLY}
+"""What the decision calls the labels of xstest."""
+SIDES = {"safe": True, "unsafe": False}
 Metric = Callable[[Graded], float | None]
 """A figure of one question; None where it is not about that question."""
 
@@ -41,16 +45,14 @@ def scores_of(
         left_out=len(suite.items) - num_answered,
         unreadable=unreadable,
         judged_by=_judged_by(config, suite),
-        models={
-            name: dict(_intervals(config, metrics, [(each,) for each in of]))
-            for name, of in by_model.items()
-        },
+        models={name: dict(_of_one(config, metrics, of)) for name, of in by_model.items()},
         differences={
-            name: dict(_intervals(config, metrics, list(zip(by_model[CANDIDATE], of, strict=True))))
+            name: dict(_of_two(config, metrics, by_model[CANDIDATE], of))
             for name, of in by_model.items()
             if name != CANDIDATE
         },
         by_category={name: _by_category(suite, of) for name, of in by_model.items()},
+        **_two_way(config, by_model),
     )
 
 
@@ -153,20 +155,55 @@ _METRICS: dict[str, dict[str, Metric]] = {
 }
 
 
-def _intervals(
-    config: EvaluateConfig,
-    metrics: Mapping[str, Metric],
-    questions: Sequence[tuple[Graded, ...]],
+def _of_one(
+    config: EvaluateConfig, metrics: Mapping[str, Metric], graded: Sequence[Graded]
 ) -> Iterator[tuple[str, Interval]]:
-    """Of one model's answers, or of the first model's minus the second's."""
+    """Of one model's answers."""
     for name, metric in metrics.items():
-        told = [[metric(each) for each in of] for of in questions]
-        values = [of[0] - sum(of[1:]) for of in told if None not in of]  # type: ignore[operator, arg-type]
-        seen = bootstrap_mean(
-            values, confidence=config.confidence, resamples=config.resamples, seed=config.seed
-        )
+        values = [value for each in graded if (value := metric(each)) is not None]
+        if name in _REFUSALS:
+            seen = share_of([value == 1 for value in values], confidence=config.confidence)
+        else:
+            seen = _mean(config, values)
         if seen is not None:
             yield name, seen
+
+
+def _of_two(
+    config: EvaluateConfig,
+    metrics: Mapping[str, Metric],
+    ours: Sequence[Graded],
+    theirs: Sequence[Graded],
+) -> Iterator[tuple[str, Interval]]:
+    """The first model's minus the second's, paired by question."""
+    for name, metric in metrics.items():
+        both = [(metric(a), metric(b)) for a, b in zip(ours, theirs, strict=True)]
+        values = [a - b for a, b in both if a is not None and b is not None]
+        if (seen := _mean(config, values)) is not None:
+            yield name, seen
+
+
+def _mean(config: EvaluateConfig, values: Sequence[float]) -> Interval | None:
+    return bootstrap_mean(
+        values, confidence=config.confidence, resamples=config.resamples, seed=config.seed
+    )
+
+
+def _two_way(config: EvaluateConfig, by_model: ByModel) -> dict[str, Any]:
+    """What was labelled, by side: the judge's words beside how answers begin."""
+    labels, begins = defaultdict[str, dict[str, Any]](dict), defaultdict[str, dict[str, Any]](dict)
+    for name, graded in by_model.items():
+        for side, is_safe in SIDES.items():
+            of = [each for each in graded if each.label is not None and each.is_safe is is_safe]
+            if not of:
+                continue
+            labels[name][side] = {
+                word: share_of([each.label == label for each in of], confidence=config.confidence)
+                for word, label in LABELS.items()
+            }
+            matched = [each.string_match == REFUSED for each in of]
+            begins[name][side] = share_of(matched, confidence=config.confidence)
+    return {"labels": dict(labels), "by_string_match": dict(begins)}
 
 
 def _by_category(suite: Suite, graded: Sequence[Graded]) -> dict[str, float]:

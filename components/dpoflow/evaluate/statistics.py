@@ -1,6 +1,7 @@
 """Intervals and tests for paired comparisons, and what so many of them can show.
 
 Gives   `bootstrap_mean`: a mean with a percentile interval over resampled prompts (Efron 1979)
+        `share_of`: a share with Wilson's interval
         `power_of`: the difference that would be found, and how many prompts it takes
         `sign_test`, `mcnemar`: exact, two-sided; `holm`: p-values of several tests together
 Not     what is compared, or what follows from it (decide.py)
@@ -60,6 +61,18 @@ def _by_prompt(values: Sequence[float], prompts: Sequence[str]) -> list[tuple[fl
         total, number = sums[prompt]
         sums[prompt] = (total + value, number + 1)
     return list(sums.values())
+
+
+def share_of(does: Sequence[bool], *, confidence: float) -> Interval | None:
+    """How many do a thing, with Wilson's interval (1927).
+
+    It has a width at none and at all, too, where every bootstrap resample is the same.
+    """
+    if not does:
+        return None
+    found, num = sum(does), len(does)
+    ends = binomtest(found, num).proportion_ci(confidence, method="wilson")
+    return Interval(value=found / num, low=float(ends.low), high=float(ends.high), n=num)
 
 
 def sign_test(outcomes: Sequence[float]) -> Test | None:

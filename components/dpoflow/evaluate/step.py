@@ -2,7 +2,8 @@
 
 Reads   the candidate (train); base, champion and reward models (snapshot); training pairs,
         held-out prompts and pairs (merge)
-Gives   decision.json and perhaps its signature, answers.jsonl with every comparison, answers.html
+Gives   decision.json and perhaps its signature, answers.jsonl with every comparison, suites.jsonl
+        with every single answer, report.html, eval_results_table.json for MLflow
 Not     what follows from the verdict: register and the reviewer
 """
 
@@ -18,6 +19,7 @@ from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet, write_
 from dpoflow.contracts.results import EvaluateResult, SuiteScores, Test
 from dpoflow.contracts.spec import CHAMPION, EvaluateConfig
 from dpoflow.evaluate import harness
+from dpoflow.evaluate.answers_table import TABLE, answers_table
 from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
 from dpoflow.evaluate.compare import compare
@@ -35,7 +37,7 @@ from dpoflow.evaluate.heard import (
 )
 from dpoflow.evaluate.matches import matches_of
 from dpoflow.evaluate.measure import length_ratios, measures_of
-from dpoflow.evaluate.page import answers_page
+from dpoflow.evaluate.page import PAGE, report_page
 from dpoflow.evaluate.preference import preference_of
 from dpoflow.evaluate.scores import scores_of, tests_of
 from dpoflow.evaluate.suites import Question, Suite, read_suites
@@ -43,6 +45,7 @@ from dpoflow.registry.ledger import check_ledger, record_once
 from dpoflow.registry.signature import DECISION, check_key, sign
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
+from dpoflow.tables import write_table
 
 
 def run(
@@ -91,7 +94,8 @@ def run(
         ),
         _digests(models | _given(heldout=heldout, judges=judges, data=data), decision),
     )
-    write_text(decision / "answers.html", answers_page(document, compared))
+    write_text(decision / PAGE, report_page(document, compared, graded))
+    write_table(decision / TABLE, answers_table(compared, graded))
     write_text(decision / DECISION, document.model_dump_json(indent=2) + "\n")
     if config.signer is not None:
         sign(decision)

@@ -42,7 +42,7 @@ def run(
         reports=[
             path
             for path in (
-                *(decision / name for name in (DECISION, SIGNATURE, "answers.html")),
+                *(decision / name for name in (DECISION, SIGNATURE, "report.html")),
                 evidence / "evidence.json",
             )
             if path.exists()

@@ -3,7 +3,7 @@
 Reads   MLFLOW_TRACKING_URI; DPOFLOW_MLFLOW_PARENT and DPOFLOW_MLFLOW_EXPERIMENT from the runner;
         MLFLOW_RUN_ID where a platform already opened a run for this task: then that run is used and
         never ended
-Gives   `step_run`; events with metrics reach MLflow while the step works
+Gives   `step_run`, `metric_name`; events with metrics reach MLflow while the step works
 Not     models and versions (registry/)
 """
 
@@ -21,6 +21,7 @@ from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.state.events import read_events
 from dpoflow.state.files import write_text
+from dpoflow.tables import is_table
 from dpoflow.tracking.settings import public, quiet_mlflow, quoted
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ STEP_RUN = "DPOFLOW_MLFLOW_STEP_RUN"
 _MAX_PARAM = 500
 _REFUSED = re.compile(r"[^\w\-. :/]")
 """What MLflow does not take in a metric's name."""
+_MAX_NAME = 250
+_TABLES = "mlflow.loggedArtifacts"
+"""The tag that MLflow's pages, and `mlflow.load_table`, find tables by."""
 _SHOWN = {".json", ".html", ".png"}
 _MAX_SHOWN_BYTES = 8_000_000
 
@@ -204,7 +208,7 @@ class _MetricSender:
         fresh: dict[tuple[str, int], Metric] = {}
         for event in events:
             for given, value in event.metrics.items():
-                name = _REFUSED.sub("_", given)
+                name = metric_name(given)
                 point = (name, event.at or 0)
                 if point not in self._sent and point not in fresh:
                     fresh[point] = Metric(name, value, int(event.time * 1000), event.at or 0)
@@ -215,9 +219,19 @@ class _MetricSender:
         self._sent |= fresh.keys()
 
 
+def metric_name(given: str) -> str:
+    """As MLflow takes it: a slice may be called anything, and a name is a path to MLflow."""
+    parts = [_REFUSED.sub("_", part) for part in given.split("/")]
+    name = "/".join("_" * max(1, len(part)) if not part.strip(".") else part for part in parts)
+    if len(name) <= _MAX_NAME:
+        return name
+    ending = sha256_json(given)[:8]  # two long names that begin alike are two
+    return f"{name[: _MAX_NAME - 9].rstrip('/')}_{ending}"
+
+
 def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
-        name = _REFUSED.sub("_", f"{prefix}/{key}")
+        name = metric_name(f"{prefix}/{key}")
         if isinstance(value, dict):
             yield from _numbers(value, name)
         elif isinstance(value, int | float):
@@ -238,7 +252,12 @@ class _Run:
         tags = [RunTag(f"dpoflow.digest.{name}", digest) for name, digest in digests.items()]
         tags.append(RunTag("dpoflow.reused", str(reused).lower()))
         self._client.log_batch(self._run_id, metrics=metrics, tags=tags)
+        tables = []
         for name in digests:
             for path in sorted(self._state.output(name).iterdir()):
                 if path.suffix in _SHOWN and path.stat().st_size <= _MAX_SHOWN_BYTES:
                     self._client.log_artifact(self._run_id, str(path), name)
+                    tables += [f"{name}/{path.name}"] if is_table(path) else []
+        if tables:
+            told = [{"path": table, "type": "table"} for table in tables]
+            self._client.set_tag(self._run_id, _TABLES, json.dumps(told))

@@ -24,9 +24,12 @@ def validate(
 
     task = begin("validate")
 
+    from pathlib import Path
+
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
-    from dpoflow.validate.report import show
+    from dpoflow.pages import show
+    from dpoflow.validate.report import PAGE, figures_of
     from dpoflow.validate.step import run
 
     done = task.execute(
@@ -37,7 +40,7 @@ def validate(
         outputs={"pairs": pairs.path, "prompts": prompts.path, "report": report.path},
         kind=ValidateResult,
     )
-    show(done, report.path, page.path, figures.log_metric)
+    show(Path(report.path) / PAGE, figures_of(done), page.path, figures.log_metric)
     return done.pairs_digest
 
 
@@ -59,9 +62,12 @@ def merge(
 
     task = begin("merge")
 
+    from pathlib import Path
+
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
-    from dpoflow.validate.report import show
+    from dpoflow.pages import show
+    from dpoflow.validate.report import PAGE, figures_of
     from dpoflow.validate.step import merge as run
 
     done = task.execute(
@@ -72,5 +78,5 @@ def merge(
         outputs={"training": training.path, "heldout": heldout.path, "report": report.path},
         kind=ValidateResult,
     )
-    show(done, report.path, page.path, figures.log_metric)
+    show(Path(report.path) / PAGE, figures_of(done), page.path, figures.log_metric)
     return done.pairs_digest

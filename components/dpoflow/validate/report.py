@@ -1,12 +1,12 @@
 """What validate tells people: a page of facts, and every row that was not used with its reason.
 
 Reads   a settled ledger
-Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages), `show`
+Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages),
+        `figures_of` (for Kubeflow)
 Not     deciding what is too much: see step.py
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,10 @@ def write(
     (folder / PAGE).write_text(shown, encoding="utf-8")
 
 
-def show(
-    result: ValidateResult, report: str, page: str, log_metric: Callable[[str, float], None]
-) -> None:
-    """What Kubeflow's pages show of a task: the page itself, and its counts."""
-    Path(page).parent.mkdir(parents=True, exist_ok=True)
-    Path(page).write_bytes((Path(report) / PAGE).read_bytes())
+def figures_of(result: ValidateResult) -> dict[str, float]:
+    """Its counts, as Kubeflow shows them of a task."""
     counts = result.counts
-    told = {
+    return {
         "rows_in": counts.num_in,
         "rows_kept": counts.num_kept,
         **{f"not_used_{code}": number for code, number in counts.quarantined.items()},
@@ -74,8 +70,6 @@ def show(
         "prompts": result.num_prompts,
         "heldout_prompts": result.num_heldout_prompts,
     }
-    for name, number in told.items():
-        log_metric(name, number)
 
 
 def reasons(ledger: Ledger, counts: Counts) -> str:
