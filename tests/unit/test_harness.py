@@ -516,6 +516,14 @@ def test_a_row_that_does_not_fit_is_told_with_its_line(
         bench.suite(BY_COLUMN, given)
 
 
+def test_a_number_that_a_template_writes_is_a_place_and_that_is_told(bench: Bench) -> None:
+    task = BY_COLUMN.replace("doc_to_target: answer", 'doc_to_target: "{{answer}}"')
+    given = [row | {"options": ["42", "32"], "answer": "42"} for row in rows(1)]
+
+    with pytest.raises(DataRejected, match=r"is a place; name the column alone"):
+        bench.suite(task, given)
+
+
 def test_a_column_that_is_not_there_is_named(bench: Bench) -> None:
     given = rows(3)
     del given[2]["question"]

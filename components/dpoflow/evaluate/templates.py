@@ -121,9 +121,10 @@ class Templates:
     def _place(self, target: Any, choices: list[str], where: str) -> int:
         place = choices.index(target) if target in choices else target
         if not isinstance(place, int) or not 0 <= place < len(choices):
-            raise self._misfit(
-                "doc_to_target", where, f"{str(target)[:40]!r} is none of {len(choices)} choices"
-            )
+            told = f"{str(target)[:40]!r} is none of {len(choices)} choices"
+            if isinstance(target, int) and str(target) in choices:  # lm-eval reads it so, too
+                told += ": a number that a template writes is a place; name the column alone"
+            raise self._misfit("doc_to_target", where, told)
         return int(place)
 
     def _value(self, key: str, row: Row, where: str) -> Any:
