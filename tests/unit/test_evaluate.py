@@ -28,7 +28,7 @@ from dpoflow.evaluate.measure import (
     points,
 )
 from dpoflow.evaluate.page import report_page
-from dpoflow.evaluate.statistics import bootstrap_mean, power_of
+from dpoflow.evaluate.statistics import bootstrap_mean, difference_of, power_of
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Verdict as Said
 from dpoflow.judge.verdict import settle
@@ -108,6 +108,35 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         held += interval.low <= 0.6 <= interval.high
     # Binomial noise of 400 trials at 0.95 is 0.011; five of them, and the method's own 1 % bias.
     assert 0.89 <= held / 400 <= 1.0
+
+
+def test_what_no_prompt_of_twenty_tells_apart_is_not_shown_to_be_equal() -> None:
+    same = difference_of([False] * 20, [False] * 20, confidence=0.95)
+    many = difference_of([False] * 250, [False] * 250, confidence=0.95)
+
+    assert same is not None
+    assert many is not None
+    # With one pair added to each way: 1.96 * sqrt(2 / 22 / 22).
+    assert (same.value, same.high) == (0.0, pytest.approx(1.959964 * (2 / 22 / 22) ** 0.5))
+    assert many.high < 0.05 < same.high
+
+
+@pytest.mark.parametrize("n", [20, 60])
+@pytest.mark.parametrize(
+    ("both", "ours", "theirs"), [(0.3, 0.1, 0.1), (0.0, 0.02, 0.0), (0.5, 0.2, 0.05)]
+)
+def test_intervals_of_paired_differences_hold_the_truth(
+    n: int, both: float, ours: float, theirs: float
+) -> None:
+    rng, held = np.random.default_rng(n), 0
+    for _ in range(2000):
+        drawn = rng.choice(4, size=n, p=[both, ours, theirs, 1 - both - ours - theirs])
+        mine, other = np.isin(drawn, (0, 1)), np.isin(drawn, (0, 2))
+        seen = difference_of(list(mine), list(other), confidence=0.95)
+        assert seen is not None
+        held += seen.low <= ours - theirs <= seen.high
+    # Three standard errors of 2,000 trials at 0.95 are 0.015; it may hold more, never much less.
+    assert held / 2000 >= 0.93
 
 
 TRUTHS = [(0.5, 0.0), (0.5, 0.3), (0.6, 0.2), (0.7, 0.2), (0.75, 0.3), (0.4, 0.5), (0.8, 0.1)]

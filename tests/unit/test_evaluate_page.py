@@ -39,6 +39,7 @@ CONFIG = EvaluateConfig.model_validate(
         "suites": [{"name": "mt-bench", "kind": "mt_bench"}, {"name": "xstest", "kind": "xstest"}],
         "grader": {"kind": "llm", "endpoint": {"base_url": "http://127.0.0.1:9", "model": "judge"}},
         "resamples": 400,
+        "gates": {"min_prompts": 8},
     }
 )
 MODELS = ("candidate", "base", "champion")
@@ -121,7 +122,9 @@ def suite(number: int, graded: list[Graded]) -> SuiteScores:
         )
         for each in graded
     }
-    return scores_of(CONFIG, Suite(CONFIG.suites[number], tuple(items.values())), graded)
+    return scores_of(
+        CONFIG, Suite(CONFIG.suites[number], tuple(items.values())), graded, len(items)
+    )
 
 
 HARNESS = SuiteScores(
@@ -146,6 +149,7 @@ def decision(said: str = "text", **changes: Any) -> Decision:
         "mt-bench": suite(0, marked(said)),
         "xstest": suite(1, labelled(said)),
         "harness": HARNESS,
+        "arena": SuiteScores(kind="instructions", num_questions=12, judged_by="judge"),
     }
     document = document_of(CONFIG, compared, Measured(suites=suites), {"policy": "a" * 64})
     return document.model_copy(update=changes)

@@ -16,7 +16,7 @@ from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate import harness
 from dpoflow.evaluate.grading import Graded
 from dpoflow.evaluate.heard import CANDIDATE
-from dpoflow.evaluate.statistics import bootstrap_mean, mcnemar, share_of, sign_test
+from dpoflow.evaluate.statistics import bootstrap_mean, difference_of, mcnemar, share_of, sign_test
 from dpoflow.evaluate.suites import Suite
 from dpoflow.evaluate.xstest import COMPLIED, PARTLY, REFUSED
 from dpoflow.judge.build import judge_id
@@ -86,7 +86,7 @@ def _tests(
 
 
 def _task_test(both: Sequence[tuple[float, float]]) -> Test | None:
-    if all(value in (0, 1) for pair in both for value in pair):
+    if _is_done_or_not(both):
         return mcnemar([a == 1 for a, _ in both], [b == 1 for _, b in both])
     return sign_test([0.5 + (a > b) / 2 - (a < b) / 2 for a, b in both])
 
@@ -177,10 +177,19 @@ def _of_two(
 ) -> Iterator[tuple[str, Interval]]:
     """The first model's minus the second's, paired by question."""
     for name, metric in metrics.items():
-        both = [(metric(a), metric(b)) for a, b in zip(ours, theirs, strict=True)]
-        values = [a - b for a, b in both if a is not None and b is not None]
-        if (seen := _mean(config, values)) is not None:
+        every = ((metric(a), metric(b)) for a, b in zip(ours, theirs, strict=True))
+        both = [(a, b) for a, b in every if a is not None and b is not None]
+        if _is_done_or_not(both):
+            sides = ([a == 1 for a, _ in both], [b == 1 for _, b in both])
+            seen = difference_of(*sides, confidence=config.confidence)
+        else:
+            seen = _mean(config, [a - b for a, b in both])
+        if seen is not None:
             yield name, seen
+
+
+def _is_done_or_not(both: Sequence[tuple[float, float]]) -> bool:
+    return all(value in (0, 1) for pair in both for value in pair)
 
 
 def _mean(config: EvaluateConfig, values: Sequence[float]) -> Interval | None:

@@ -1,7 +1,7 @@
 """Intervals and tests for paired comparisons, and what so many of them can show.
 
 Gives   `bootstrap_mean`: a mean with a percentile interval over resampled prompts (Efron 1979)
-        `share_of`: a share with Wilson's interval
+        `share_of`: a share with Wilson's interval; `difference_of` two on the same prompts
         `power_of`: the difference that would be found, and how many prompts it takes
         `sign_test`, `mcnemar`: exact, two-sided; `holm`: p-values of several tests together
 Not     what is compared, or what follows from it (decide.py)
@@ -73,6 +73,26 @@ def share_of(does: Sequence[bool], *, confidence: float) -> Interval | None:
     found, num = sum(does), len(does)
     ends = binomtest(found, num).proportion_ci(confidence, method="wilson")
     return Interval(value=found / num, low=float(ends.low), high=float(ends.high), n=num)
+
+
+def difference_of(
+    ours: Sequence[bool], theirs: Sequence[bool], *, confidence: float
+) -> Interval | None:
+    """By how much more often we do a thing on the same prompts (Bonett and Price 2012).
+
+    One prompt is added to each way of differing, so that it has a width where none differs, too:
+    that no prompt of twenty tells two models apart does not show that they are equal.
+    """
+    if not ours:
+        return None
+    told = [int(mine) - int(other) for mine, other in zip(ours, theirs, strict=True)]
+    num = len(told)
+    more, less = ((told.count(way) + 1) / (num + 2) for way in (1, -1))
+    middle, spread = more - less, ((more + less - (more - less) ** 2) / (num + 2)) ** 0.5
+    away = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    return Interval(
+        value=fmean(told), low=max(middle - away, -1.0), high=min(middle + away, 1.0), n=num
+    )
 
 
 def sign_test(outcomes: Sequence[float]) -> Test | None:
