@@ -15,9 +15,11 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -28,10 +30,9 @@ from dpoflow.tracking.server import connect, experiment_id, explained, pages, re
 from dpoflow.tracking.settings import public
 
 if TYPE_CHECKING:
-    from mlflow.entities import Span
+    from mlflow.entities import Span, TraceInfo
     from mlflow.genai.label_schemas import LabelSchema
     from mlflow.genai.review_queues import ReviewQueue
-    from mlflow.tracing.client import TracingClient
 
 QUESTION = "Which answer is better?"
 """The name of the label schema: what reviewers read, and what MLflow keeps answers under."""
@@ -44,9 +45,9 @@ _INSTRUCTION = (
 _PREVIEW = 1000
 """Characters that MLflow keeps of what the review page shows, of the prompt and of both answers."""
 
-_MOST_TICKS = 40
+_COLUMNS, _MOST_TICKS = 60, 40
 _RUN, _LONG_RUN = re.compile("`+"), re.compile(f"`{{{_MOST_TICKS + 1},}}")
-_BATCH = 100
+_BATCH, _AT_ONCE = 100, 8
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,26 @@ def create(
     what = f"the review queue {name}"
     client = connect(what)
     require_users(what)
+    from mlflow.genai.review_queues import list_review_queue_items
+
     with explained(what):
         if client.get_experiment_by_name(experiment) is None:
             client.create_experiment(experiment)
     at = experiment_id(client, experiment, what)
     with explained(what):
         schema = _schema(at, what)
-        made, known = 0, 0
+        made = total = 0
         queues = {
             who: _queue(at, _named(name, who), who, schema, what) for who in reviewers or [""]
         }
         for who, queue in queues.items():
             shown = [each.shown(name, who) for each in comparisons]
+            there = {each.item_id for each in pages(list_review_queue_items, queue.queue_id)}
             for start in range(0, len(shown), _BATCH):
-                new, old = _add(at, name, who, queue, shown[start : start + _BATCH])
-                made, known = made + new, known + old
+                made += _add(at, name, who, queue, shown[start : start + _BATCH], there)
+            total += len(shown)
     begin = {queue.name: _address(at, str(queue.queue_id)) for queue in queues.values()}
-    return Created(begin, made, known)
+    return Created(begin, made, total - made)
 
 
 def queues_of(at: str, experiment: str, name: str, what: str) -> "list[tuple[str, ReviewQueue]]":
@@ -202,39 +206,41 @@ def _queue(at: str, name: str, reviewer: str, schema: "LabelSchema", what: str) 
 
 
 def _add(
-    at: str, name: str, reviewer: str, queue: "ReviewQueue", shown: Sequence[Shown]
-) -> tuple[int, int]:
-    """Traces and items that are not there yet; how many were made, how many were there."""
+    at: str,
+    name: str,
+    reviewer: str,
+    queue: "ReviewQueue",
+    shown: Sequence[Shown],
+    there: Collection[str],
+) -> int:
+    """Traces, and then items, that are not `there` yet; how many."""
     from mlflow.genai.review_queues import add_items_to_review_queue
     from mlflow.tracing.client import TracingClient
 
     client = TracingClient()
     by_id = {each.trace_id(at, name, reviewer): each for each in shown}
-    there = {info.trace_id for info in client.store.batch_get_trace_infos(list(by_id))}
-    # Whatever a killed attempt left: the span is written first, so a trace that is there is whole.
-    for trace_id, each in by_id.items():
-        if trace_id not in there:
-            _write(client, at, trace_id, each)
-    add_items_to_review_queue(queue.queue_id, item_ids=list(by_id))
-    return len(by_id) - len(there), len(there)
+    new = [(trace_id, each) for trace_id, each in by_id.items() if trace_id not in there]
+    if new:
+        now = time.time_ns()
+        client.log_spans(at, [_span(trace_id, each, now) for trace_id, each in new])
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # each call waits for a password to be checked
+            list(pool.map(client.start_trace, (_info(at, *each, now) for each in new)))
+        add_items_to_review_queue(queue.queue_id, item_ids=[trace_id for trace_id, _ in new])
+    return len(new)
 
 
-def _write(client: "TracingClient", at: str, trace_id: str, shown: Shown) -> None:
+def _info(at: str, trace_id: str, shown: Shown, now: int) -> "TraceInfo":
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
-    now = time.time_ns()
-    client.log_spans(at, [_span(trace_id, shown, now)])
-    client.start_trace(
-        TraceInfo(
-            trace_id=trace_id,
-            trace_location=TraceLocation.from_experiment_id(at),
-            request_time=now // 10**6,
-            execution_duration=0,
-            state=TraceState.OK,
-            request_preview=preview_of_prompt(shown.prompt),
-            response_preview=preview_of_answers(shown.left, shown.right),
-            tags={"mlflow.traceName": "comparison"},
-        )
+    return TraceInfo(
+        trace_id=trace_id,
+        trace_location=TraceLocation.from_experiment_id(at),
+        request_time=now // 10**6,
+        execution_duration=0,
+        state=TraceState.OK,
+        request_preview=preview_of_prompt(shown.prompt),
+        response_preview=preview_of_answers(shown.left, shown.right),
+        tags={"mlflow.traceName": "comparison"},
     )
 
 
@@ -279,7 +285,7 @@ def preview_of_answers(left: str, right: str) -> str:
     It renders Markdown. Between fences an answer is shown as it is: none can look like two, or
     fetch a picture.
     """
-    answers = [_LONG_RUN.sub(_shortened, each) for each in (left, right)]
+    answers = [_wrapped(_LONG_RUN.sub(_shortened, each)) for each in (left, right)]
     longest = max((len(run) for each in answers for run in _RUN.findall(each)), default=0)
     fence = "`" * max(3, longest + 1)
     room = _PREVIEW - len(_framed("", "", fence))
@@ -287,6 +293,12 @@ def preview_of_answers(left: str, right: str) -> str:
     shares = [max(room // 2, room - other) for other in reversed(lengths)]
     first, second = (_cut(each, most) for each, most in zip(answers, shares, strict=True))
     return _framed(first, second, fence)
+
+
+def _wrapped(text: str) -> str:
+    """Lines that fit the page, which does not wrap what stands between fences."""
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(each, _COLUMNS, replace_whitespace=False) for each in lines)
 
 
 def _shortened(run: "re.Match[str]") -> str:
