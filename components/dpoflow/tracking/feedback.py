@@ -263,7 +263,7 @@ def _votes(labels: Iterable[tuple[str, _Label]]) -> Iterator[Row]:
 def _row(key: str, asked: Comparison) -> Row:
     return {
         "id": key,
-        "prompt": [turn.model_dump() for turn in asked.prompt],
+        "messages": [turn.model_dump() for turn in asked.prompt],
         "first": asked.first,
         "second": asked.second,
         "slice": asked.slice,

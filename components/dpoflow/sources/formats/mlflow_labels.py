@@ -1,6 +1,6 @@
 """`mlflow-labels`: comparisons that people answered in review queues of MLflow.
 
-    {"id": "…", "prompt": [{"role": "user", "content": "…"}], "first": "…", "second": "…",
+    {"id": "…", "messages": [{"role": "user", "content": "…"}], "first": "…", "second": "…",
      "votes": [{"annotator": "ann", "choice": "first", "left": "second", "reason": "…"}], "at": 1}
 
 tracking/feedback.py writes these rows. `choice` is first, second, equal or neither; the last two
@@ -36,7 +36,7 @@ def convert(row: Row, origin: Source) -> PreferencePair:
     if not isinstance(votes, list):
         raise Quarantine("wrong_type", "votes is no list")
     ballots = [_ballot(vote, f"votes[{at}]") for at, vote in enumerate(votes)]
-    prompt = conversation(messages(field(row, "prompt"), "prompt"))
+    prompt = conversation(messages(field(row, "messages"), "messages"))
     answers = [text(field(row, each), each) for each in _ANSWERS]
     return decided(row, origin, prompt, answers, ballots)
 
@@ -65,8 +65,8 @@ def _ballot(vote: object, where: str) -> Ballot:
 
 FORMAT = Format(
     name="mlflow-labels",
-    keys="id, prompt, first, second, votes (annotator, choice), at",
-    reads=frozenset({"id", "prompt", *_ANSWERS, "votes", "slice", "at", "unusable"}),
+    keys="id, messages, first, second, votes (annotator, choice), at",
+    reads=frozenset({"id", "messages", *_ANSWERS, "votes", "slice", "at", "unusable"}),
     fits=fits,
     convert=convert,
 )
