@@ -311,10 +311,10 @@ def test_what_would_be_a_guess_is_quarantined(row: dict[str, Any], code: str) ->
 
 
 def test_names_in_a_uri_may_hold_blanks_and_experiments_slashes() -> None:
-    labels = place_of("mlflow-labels:///Users/me/my%20labels/spring")
+    labels = place_of("mlflow-labels:///Shared/my%20labels/spring")
     thumbs = place_of("mlflow-feedback://support%20app?name=thumbs%20up")
 
-    assert (labels.experiment, labels.name) == ("/Users/me/my labels", "spring")
+    assert (labels.experiment, labels.name) == ("/Shared/my labels", "spring")
     assert (thumbs.experiment, thumbs.name) == ("support app", "thumbs up")
 
 
