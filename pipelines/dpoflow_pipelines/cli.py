@@ -534,6 +534,84 @@ def eval_arena_hard(
         show_arena_hard(_console(), scores)
 
 
+labels = typer.Typer(help="People's preferences, given in MLflow.", no_args_is_help=True)
+app.add_typer(labels, name="label")
+Experiment = Annotated[
+    str, typer.Option(metavar="NAME", help="The MLflow experiment that holds the queues.")
+]
+
+
+@labels.command("create")
+def label_create(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Comparisons to be answered.")],
+    name: Annotated[str, typer.Option(metavar="QUEUE", help="What the queue is called.")],
+    reviewers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="MLflow users; each answers every comparison."),
+    ] = None,
+    experiment: Experiment = "preference-labels",
+    most: Annotated[
+        int | None, typer.Option("--max", min=1, help="At most so many, drawn by hash.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be made.")] = False,
+) -> None:
+    """Ask people in MLflow which of two answers is better.
+
+    FILE: an evaluation's answers.jsonl, preference pairs in any format of sources (a step's
+    pairs.parquet, too), or JSON lines of prompt (text or messages), first, second, perhaps slice.
+    A hash says which answer stands on the left, for each reviewer anew.
+
+    With --reviewers each has a queue of their own, QUEUE/NAME, and does not see what others said.
+    Without, there is one queue: each comparison is answered once. The same file and names again
+    add nothing twice. Needs MLFLOW_TRACKING_URI, a server with users, and MANAGE on the experiment;
+    one that is not there is made.
+
+    Examples:
+
+        dpoflow label create answers.jsonl --name spring --reviewers ann,ben --max 200
+
+        dpoflow label create pairs.parquet --name disputed --experiment support-desk-labels
+
+        dpoflow label create mine.jsonl --name spring --reviewers ann --dry-run
+    """
+    import re
+
+    from dpoflow_pipelines import labels as of_labels
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(
+            f"--name takes letters, digits, points, dashes and underscores, got {name!r}"
+        )
+    console, people = _console(), of_labels.reviewers_of(reviewers)
+    read = of_labels.read_comparisons(file)
+    asked = of_labels.drawn(read.comparisons, most)
+    of_labels.show_read(console, read, asked)
+    if dry_run:
+        of_labels.show_plan(console, asked, experiment, name, people)
+        return
+    from dpoflow.tracking.labels import create
+
+    created = create(asked, experiment, name, people)
+    of_labels.show_created(console, created, experiment, name, people)
+
+
+@labels.command("status")
+def label_status(
+    name: Annotated[str, typer.Argument(metavar="QUEUE")],
+    experiment: Experiment = "preference-labels",
+) -> None:
+    """Show who has answered how much, and what is open.
+
+    Example:
+
+        dpoflow label status spring
+    """
+    from dpoflow.tracking.labels import progress_of
+    from dpoflow_pipelines.labels import show_progress
+
+    show_progress(_console(), progress_of(experiment, name))
+
+
 def _fail(message: str, code: int) -> NoReturn:
     Console(stderr=True, emoji=False, soft_wrap=True).print(
         f"[bold red]error:[/] {escape(message)}", highlight=False

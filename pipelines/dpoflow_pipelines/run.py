@@ -67,7 +67,7 @@ def check_sources(spec: Spec) -> None:
     pinned = spec.snapshot
     for source in (*pinned.sources, *pinned.replay, *pinned.evaluation_sets, *pinned.answers):
         if remote.is_remote(source.uri):
-            remote.listed(source, most=int(pinned.max_download_gb * 2**30))
+            remote.look(source, most=int(pinned.max_download_gb * 2**30))
         elif not source.uri.startswith(REGISTRY):
             data_files(source.uri)
     models = [

@@ -186,6 +186,15 @@ STUDIO: Row = task(ANSWERS, annotated(7, RIGHT))
 STUDIO_RANKED: Row = task(ITEMS, annotated(7, {"ranker": {"rank": ["b", "a"]}}, "ranker"))
 STUDIO_LISTED: Row = task(ITEMS, annotated(7, {"ranker": ["b", "a"]}, "ranker"))
 
+LABELLED: Row = {
+    "id": "1",
+    "messages": [{"role": "user", "content": "Why?"}],
+    "first": "Because.",
+    "second": "No idea.",
+    "votes": [{"annotator": "ann", "choice": "first", "left": "second", "at": 1}],
+    "at": 1,
+}
+
 SOUND: list[tuple[FormatName, Row]] = [
     ("canonical", CANONICAL),
     ("hh-rlhf", HH),
@@ -210,6 +219,7 @@ SOUND: list[tuple[FormatName, Row]] = [
     ("label-studio", STUDIO),
     ("label-studio", STUDIO_RANKED),
     ("label-studio", STUDIO_LISTED),
+    ("mlflow-labels", LABELLED),
 ]
 
 

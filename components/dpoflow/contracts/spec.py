@@ -40,6 +40,8 @@ FormatName = Literal[
     "unpaired",
     "argilla",
     "label-studio",
+    "mlflow-labels",
+    "mlflow-feedback",
 ]
 Finding = Literal["damaged_text", "language", "personal", "refusal", "secret"]
 """What may be in the texts of a row: taken out, or only counted."""
@@ -59,6 +61,9 @@ ROLES = ("base", "init", "champion")
 
 REGISTRY = "models:/"
 """How URIs of MLflow's registry begin."""
+
+MLFLOW_LABELS, MLFLOW_FEEDBACK = "mlflow-labels://", "mlflow-feedback://"
+"""How URIs of what people said in MLflow begin: of review queues, and of feedback on traces."""
 
 CHAMPION = "champion"
 """The alias of the version that serves."""
@@ -85,8 +90,13 @@ class SourceConfig(Contract):
     """One place that preferences come from."""
 
     uri: str = Field(min_length=1)
-    """A file, a folder, s3://BUCKET/PREFIX, or one file at https://HOST/PATH. Relative paths start
-    at the spec's folder, or at yours with `--set`."""
+    """A file, a folder, s3://BUCKET/PREFIX, one file at https://HOST/PATH, labels of a review queue
+    at mlflow-labels://EXPERIMENT/QUEUE, or thumbs on traces at
+    mlflow-feedback://EXPERIMENT?name=NAME. Relative paths start at the spec's folder, or at yours
+    with `--set`."""
+    since: str | None = Field(None, pattern="^(champion|models:/.+)$")
+    """Of mlflow-labels:// and mlflow-feedback:// only what is not in the data that this version was
+    trained on: `champion`, or models:/NAME/VERSION. None, or no champion yet: all of it."""
     query_env: VariableName | None = None
     """The environment variable that holds the query of a presigned https:// URL."""
     format: FormatName = "auto"
@@ -115,6 +125,15 @@ class SourceConfig(Contract):
                     "and name that in query_env"
                 )
         return uri
+
+    @model_validator(mode="after")
+    def _since_is_used(self) -> Self:
+        if self.since is not None and not self.uri.startswith((MLFLOW_LABELS, MLFLOW_FEEDBACK)):
+            raise ValueError(
+                f"since {self.since} is used by {MLFLOW_LABELS} and {MLFLOW_FEEDBACK} alone; leave "
+                "it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _query_is_used(self) -> Self:
@@ -684,10 +703,10 @@ class Spec(Contract):
         reference = self.train.reference
         old = tuple(
             source.model_copy(update={"uri": self._model(source.uri)})
-            for source in self.data.replay
+            for source in self._dated(self.data.replay)
         )
         return SnapshotConfig(
-            sources=self.data.sources,
+            sources=self._dated(self.data.sources),
             replay=old,
             evaluation_sets=(
                 *self.data.evaluation_sets,
@@ -710,6 +729,12 @@ class Spec(Contract):
         if self.synthesize.enabled:
             yield from rewards_in(self.synthesize.judge)
         yield from rewards_in(self.evaluate.judge)
+
+    def _dated(self, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(
+            each.model_copy(update={"since": each.since and self._model(each.since)})
+            for each in sources
+        )
 
     def _model(self, name: str) -> str:
         champion = f"{REGISTRY}{self.registry.model}@{CHAMPION}"

@@ -1,8 +1,8 @@
 """Model versions in MLflow's registry.
 
 Reads   a policy directory, reports, tags
-Gives   `record_version`, once per evidence; `read_version` for a trace; `identify`, `fetch` and
-        `pairs_of` for what a `models:/` URI names
+Gives   `record_version`, once per evidence; `read_version` for a trace; `identify`, `fetch`,
+        `pairs_of` and `data_of` for what a `models:/` URI names
 Not     verdicts (evaluate/), the walk to the sources (lineage.py)
 """
 
@@ -225,6 +225,22 @@ def pairs_of(uri: str, root: Path) -> list[Path]:
             f"under {root}; name the home it was made in with --home, or a file of pairs"
         )
     return sorted(artifact.glob("*.parquet"))
+
+
+def data_of(uri: str, root: Path) -> list[Path]:
+    """The folders of pinned data that a version rests on. DataRejected where they are not here."""
+    found = _named(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        _downloaded(found, Path(folder), "/evidence.json")
+        evidence = _evidence(found, Path(folder))
+    digests = [name for name, each in evidence.manifests.items() if each.kind == "snapshot.data"]
+    folders = [find(root, digest) for digest in digests]
+    if any(folder is None or not folder.is_dir() for folder in folders):
+        raise DataRejected(
+            f"the data of {found.name}/{found.version} is not under {root}, so nobody can tell "
+            "what is new; name its home with --home, or leave data.sources[].since out"
+        )
+    return [folder for folder in folders if folder is not None]
 
 
 def _downloaded(found: "ModelVersion", folder: Path, within: str = "") -> Path:

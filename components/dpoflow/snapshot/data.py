@@ -72,7 +72,11 @@ def _find(
             files = [data_files(str(path)).files[0] for path in pairs_of(source.uri, root)]
             name, found = source.uri, Found(files, [])
         elif remote.is_remote(source.uri):
-            name, found = remote.name_of(source.uri), remote.listed(source, most=most)
+            name = source.name or remote.name_of(source.uri)
+            known = _known(source, name, root, events)
+            found = remote.listed(source, most=most, known=known)
+            for told in found.told:
+                events.say(told)
         else:
             name, found = local_path(source.uri).name or source.uri, data_files(source.uri)
         name = source.name or name
@@ -81,6 +85,27 @@ def _find(
             events.say(f"{name}: {len(found.ignored)} files are no data files ({some} …)")
         for file in found.files:
             yield Located(source, name, file, role)
+
+
+def _known(source: SourceConfig, name: str, root: Path, events: Events) -> list[Path]:
+    """The files of this source in the data of the version that `since` names."""
+    if source.since is None:
+        return []
+    from dpoflow.registry.versions import champion_of, data_of
+
+    version = champion_of(source.since)
+    if version is None:
+        events.say(f"{name}: {source.since} names no version yet, so all of it is new")
+        return []
+    known = [
+        folder / FILES / each.sha256
+        for folder in data_of(version, root)
+        for each in read_pinned(folder)
+        if each.source == name and each.role in ("new", "replayed")
+    ]
+    what = "is in the data of" if known else "is not in the data of"
+    events.say(f"{name}: {what} {version}{'' if known else ', so all of it is new'}")
+    return known
 
 
 def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:

@@ -107,6 +107,8 @@ class Listed:
     """Sorted by name."""
     ignored: list[str]
     """What lies there and is no data file by its name."""
+    told: list[str] = field(default_factory=list)
+    """What else is to be said of it."""
 
 
 class Patience:

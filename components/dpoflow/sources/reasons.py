@@ -30,6 +30,7 @@ Code = Literal[
     "scores_contradict",
     "ambiguous",
     "no_vote",
+    "no_annotator",
     "empty_prompt",
     "empty_turn",
     "empty_chosen",
@@ -62,7 +63,7 @@ REASONS: dict[Code, str] = {
     "unknown_field": "a canonical row has a field that its schema does not know",
     "wrong_type": "a field holds another type than the format says",
     "wrong_version": "a canonical row was written for another schema_version",
-    "wrong_id": "a canonical row's id is not that of its content: the row was edited",
+    "wrong_id": "a row's id is not that of its content: the row was edited",
     "unknown_role": "a turn is by somebody other than system, user or assistant",
     "unsupported_content": "a turn holds images, tools or several parts; only text is used",
     "lone_surrogate": "text holds half of a surrogate pair, which no encoding can write",
@@ -78,6 +79,7 @@ REASONS: dict[Code, str] = {
     # annotators: sources/formats/
     "ambiguous": "which field is the prompt, which the answers or what was voted would be a guess",
     "no_vote": "nobody finished a vote: all are drafts, discarded, skipped or absent",
+    "no_annotator": "the server did not see the person whom the label names finish it",
     # the texts: validate/checks.py
     "empty_prompt": "the last user turn is blank",
     "empty_turn": "an earlier turn of the prompt is blank",

@@ -27,6 +27,9 @@ class Ballot(NamedTuple):
 
     annotator: str
     choice: Choice
+    turned: bool = False
+    """The second answer stood first when this annotator saw them."""
+    rationale: str | None = None
 
 
 def decided(
@@ -68,8 +71,13 @@ def decided(
 
 
 def _vote(ballot: Ballot, chosen: Choice) -> Vote:
-    order: Order = "chosen_first" if chosen == "first" else "rejected_first"
+    shown_first: Choice = "second" if ballot.turned else "first"
+    order: Order = "chosen_first" if chosen == shown_first else "rejected_first"
+    verdict: Literal["chosen", "rejected", "tie", "invalid"]
     if ballot.choice in ("tie", "invalid"):
-        return Vote(annotator=ballot.annotator, order=order, verdict=ballot.choice)
-    verdict: Literal["chosen", "rejected"] = "chosen" if ballot.choice == chosen else "rejected"
-    return Vote(annotator=ballot.annotator, order=order, verdict=verdict)
+        verdict = ballot.choice
+    else:
+        verdict = "chosen" if ballot.choice == chosen else "rejected"
+    return Vote(
+        annotator=ballot.annotator, order=order, verdict=verdict, rationale=ballot.rationale
+    )

@@ -15,6 +15,8 @@ from dpoflow.sources.formats import (
     canonical,
     hh_rlhf,
     label_studio,
+    mlflow_feedback,
+    mlflow_labels,
     prompts,
     sharegpt,
     shp,
@@ -32,7 +34,7 @@ FORMATS: dict[FormatName, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (
         *(canonical, hh_rlhf, trl, ultrafeedback, sharegpt, prompts),
-        *(shp, summaries, votes, unpaired, argilla, label_studio),
+        *(shp, summaries, votes, unpaired, argilla, label_studio, mlflow_labels, mlflow_feedback),
     )
 }
 

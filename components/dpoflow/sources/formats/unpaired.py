@@ -39,7 +39,7 @@ def fits(row: Row) -> bool:
 def convert(row: Row, origin: Source) -> Rating:
     """The row as a rating."""
     name = next((name for name in _THUMBS if row.get(name) is not None), _THUMBS[0])
-    desirable = _thumb(field(row, name), name)
+    desirable = thumb(field(row, name), name)
     turns = _asked(row) if "completion" in row else _thread(row)
     if not turns or turns[-1].role != "assistant":
         raise Quarantine("last_turn_not_assistant")
@@ -52,7 +52,8 @@ def convert(row: Row, origin: Source) -> Rating:
     )
 
 
-def _thumb(value: object, name: str) -> bool:
+def thumb(value: object, name: str) -> bool:
+    """Up or down, also as tables write it."""
     said = value.strip().lower() if isinstance(value, str) else value
     if isinstance(said, bool | int | float | str) and said in _SAID:
         return _SAID[said]
