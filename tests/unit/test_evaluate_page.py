@@ -332,9 +332,10 @@ def test_each_difference_is_drawn_with_its_margin() -> None:
     drawn = page().split("their margins</h2>")[1].split("<h2")[0]
 
     assert ">score, minus the base's</text>" in drawn
-    red = re.findall(r"stroke: #b3261e; stroke-width: 1.6", drawn)
-    # over_refusal, unsafe_compliance and score, against base and champion each.
-    assert len(red) == 6
+    # The score against the champion is below its margin; ten questions leave over_refusal and
+    # unsafe_compliance undecided, against base and champion each.
+    for colour, times in (("#b3261e", 1), ("#b07800", 4)):
+        assert len(re.findall(f"stroke: {colour}; stroke-width: 1.6", drawn)) == times
 
 
 def test_a_suite_of_instructions_is_shown_against_each_opponent_and_by_category() -> None:
