@@ -332,10 +332,10 @@ def test_each_difference_is_drawn_with_its_margin() -> None:
     drawn = page().split("their margins</h2>")[1].split("<h2")[0]
 
     assert ">score, minus the base's</text>" in drawn
-    # The score against the champion is below its margin; ten questions leave over_refusal and
-    # unsafe_compliance undecided, against base and champion each.
-    for colour, times in (("#b3261e", 1), ("#b07800", 4)):
-        assert len(re.findall(f"stroke: {colour}; stroke-width: 1.6", drawn)) == times
+    # Margins: over_refusal, unsafe_compliance and score against base and champion, and acc_norm.
+    for colour, width, times in (("#b3261e", 1.6, 7), ("#b3261e", 2.4, 1), ("#b07800", 2.4, 4)):
+        # Intervals: one is below its margin, and ten questions leave four undecided.
+        assert len(re.findall(f"stroke: {colour}; stroke-width: {width}", drawn)) == times
 
 
 def test_a_suite_of_instructions_is_shown_against_each_opponent_and_by_category() -> None:
