@@ -267,6 +267,53 @@ def doctor(home: Home) -> None:
 
 
 @app.command()
+def server(
+    home: Home,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen at.")] = 5000,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend-store",
+            envvar="MLFLOW_BACKEND_STORE_URI",
+            help="postgresql://…, best through the environment; sqlite under the home if absent.",
+            show_envvar=True,
+        ),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(help="s3://BUCKET/PREFIX or a folder; a folder under the home if absent."),
+    ] = None,
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(help="Names that clients may call the server by, with commas between."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer; 2 if absent.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and tell the command, without secrets.")
+    ] = False,
+) -> None:
+    """MLflow's server with the approval gate: only what a reviewer approved becomes champion.
+
+    Secrets and roles come from the environment: MLFLOW_FLASK_SERVER_SECRET_KEY, a key of
+    DPOFLOW_AUDIT_KEY_FILE, a YAML file DPOFLOW_ROLES (`reviewer: [rita]`), DPOFLOW_TRUSTED_SIGNERS,
+    and MLFLOW_AUTH_ADMIN_PASSWORD at the first start.
+
+    Examples:
+
+        dpoflow server                                   # one person: sqlite, files under the home
+
+        dpoflow server --dry-run
+
+        dpoflow server --host 0.0.0.0 --allowed-hosts mlflow.example.org --artifacts s3://models/prod
+    """
+    from dpoflow_pipelines.server import Serving, serve
+
+    serving = Serving(home, host, port, backend, artifacts, allowed_hosts, workers)
+    serve(serving, _console(), dry_run=dry_run)
+
+
+@app.command()
 def step(
     name: Annotated[str, typer.Argument(help="snapshot, validate, synthesize, merge, train, …")],
     home: Home,
