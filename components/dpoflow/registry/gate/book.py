@@ -132,6 +132,23 @@ class Book:
         said = self._live([APPROVED, REJECTED], subject)
         return _opinion(said[-1]) if said else None
 
+    def approved_subjects(self) -> dict[str, str]:
+        """Versions whose last word is an approval, with its reason."""
+        said = {each.subject: each for each in self._live([APPROVED, REJECTED], None)}
+        return {
+            subject: str(last.detail["reason"])
+            for subject, last in said.items()
+            if last.action == APPROVED
+        }
+
+    def asked_back(self) -> dict[str, str]:
+        """Versions that somebody asked to go back to, with the last reason."""
+        return {each.subject: str(each.detail["reason"]) for each in self._rows([ROLLBACK], None)}
+
+    def begun_models(self) -> list[str]:
+        """Those that a promotion ever began for."""
+        return sorted({str(entry.detail["model"]) for entry in self._rows([BEGUN], None)})
+
     def promotions(self, model: str) -> list[Promotion]:
         """Oldest first, each with the state it is in."""
         steps = [
@@ -153,8 +170,7 @@ class Book:
 
     def all_open(self) -> list[Promotion]:
         """Of every model."""
-        models = {str(entry.detail["model"]) for entry in self._rows([BEGUN], None)}
-        return [going for model in sorted(models) if (going := self.open_promotion(model))]
+        return [going for model in self.begun_models() if (going := self.open_promotion(model))]
 
     def open_promotion(self, model: str) -> Promotion | None:
         """There is one at most."""
