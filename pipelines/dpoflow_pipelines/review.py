@@ -231,7 +231,7 @@ def rows_of(team: Team) -> Iterator[dict[str, Any]]:
 
 def show_history(team: Team, console: Console, model: str, *, as_json: bool) -> None:
     """What happened to a model, in words."""
-    rows = [row for row in rows_of(team) if _is_about(row, model)]
+    rows = [row for row in rows_of(team) if is_about(row, model)]
     if as_json:
         _print_json({"rows": rows})
         return
@@ -243,7 +243,8 @@ def show_history(team: Team, console: Console, model: str, *, as_json: bool) -> 
         console.print(_shown(line, keep_spaces=True), highlight=False)
 
 
-def _is_about(row: Row, model: str) -> bool:
+def is_about(row: Row, model: str) -> bool:
+    """Whether a row names the model, or a version or an alias of it."""
     subject = str(row["subject"])
     name, _, version = subject.rpartition("/")
     return model in (subject, row["detail"].get("model"), subject.partition("@")[0]) or (

@@ -345,9 +345,9 @@ def test_pull_hands_over_the_champion_whole_and_once(
 
     AutoModelForCausalLM.from_pretrained(folder)
     assert list(folder.parent.iterdir()) == [folder]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match="holds something else"):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.tex").write_text("x")
         pulled(f"{bench.model}@champion", tmp_path / "mine", server, monkeypatch)
 
 
@@ -396,10 +396,9 @@ def test_an_alias_that_was_moved_past_the_server_is_drift_and_is_not_handed_over
     move(other.version)
     try:
         told = promotion.drift_of(become("norole", server, monkeypatch))
-        assert [line for line in told if line.startswith(f"{bench.model}: ")] == [
-            f"{bench.model}: the registry says champion is {other.version}, and the log says "
-            f"{first.version}: somebody went past the server"
-        ]
+        (line,) = [line for line in told if line.startswith(f"{bench.model}: ")]
+        assert f"the registry says champion is {other.version}" in line
+        assert f"the log says {first.version}: somebody went past the server" in line
         with pytest.raises(DataRejected, match="somebody went past the server"):
             pulled(f"{bench.model}@champion", tmp_path / "served", server, monkeypatch)
     finally:

@@ -26,7 +26,7 @@ class KillingProxy:
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.when: When | None = None
-        self.victim: "subprocess.Popen[bytes] | None" = None
+        self.victim: subprocess.Popen[bytes] | None = None
         self.struck: list[tuple[When, str]] = []
         self._lock = threading.Lock()
 
