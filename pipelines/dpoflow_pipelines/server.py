@@ -16,7 +16,6 @@ import io
 import os
 import shlex
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +77,7 @@ class Serving:
         # The names that clients may call the server by; a port is part of what they send.
         default = f"localhost:{self.port},127.0.0.1:{self.port},{self.host}:{self.port}"
         return [
-            *(sys.executable, "-m", "mlflow", "server", "--app-name", "dpoflow-gate"),
+            *("mlflow", "server", "--app-name", "dpoflow-gate"),
             *("--host", self.host, "--port", str(self.port)),
             *("--artifacts-destination", self.artifacts_uri),
             *("--allowed-hosts", self.allowed_hosts or default),
@@ -87,8 +86,8 @@ class Serving:
 
 
 def serve(serving: Serving, console: Console, *, dry_run: bool) -> None:
-    """Become the server; does not return, unless it is a dry run."""
-    from dpoflow.registry.gate.ready import check_ready, check_settings
+    """Serve until the server ends; a dry run only tells."""
+    from dpoflow.registry.gate.ready import check_ready, check_settings, run_mlflow
 
     _check(serving)
     if dry_run:
@@ -104,8 +103,7 @@ def serve(serving: Serving, console: Console, *, dry_run: bool) -> None:
     check_ready(serving.backend_uri)
     os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
     console.print(f"MLflow with the gate at http://{serving.host}:{serving.port}", highlight=False)
-    command = serving.command()
-    os.execv(command[0], command)  # noqa: S606  # no shell, and the same process for whoever watches it
+    run_mlflow(serving.command()[1:])
 
 
 def _check(serving: Serving) -> None:
@@ -149,6 +147,8 @@ def _write_accounts(serving: Serving) -> Path:
         "default_permission": "READ",
         "database_uri": serving.accounts_uri.replace("%", "%%"),  # MLflow's parser interpolates
         "admin_username": os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin"),
+        # A hash a request would cost more than most requests; the gate asks the store each time.
+        "auth_cache_ttl_seconds": "30",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     text = io.StringIO()

@@ -11,6 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from tests.gate import postgresql
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.registry.gate import audit
@@ -189,6 +192,7 @@ def test_triggers_refuse_what_is_no_append(log: audit.Log, tmp_path: Path, state
 APPEND = """
 import sys
 from dpoflow.registry.gate import audit
+from tests.gate import postgresql
 log = audit.Log(audit.engine_of(sys.argv[1]), b"k" * 32)
 log.prepare()
 for number in range(60):
@@ -213,6 +217,28 @@ def test_two_processes_that_append_at_once_make_one_whole_chain(tmp_path: Path) 
         numbers = [entry.detail["number"] for entry in rows if entry.actor == actor]
         assert numbers == list(range(60))
     engine.dispose()
+
+
+def test_postgresql_keeps_the_log_as_sqlite_does(tmp_path: Path) -> None:
+    """Two processes that append, triggers that refuse, and an owner who takes them off."""
+    with postgresql(tmp_path / "pg") as uri:
+        append_from_two_processes(uri)
+        engine = audit.engine_of(uri)
+        assert audit.verify(engine, KEY).rows == 120
+        for statement in (
+            "UPDATE dpoflow_audit SET actor = 'eve'",
+            "DELETE FROM dpoflow_audit WHERE seq = 5",
+            "TRUNCATE dpoflow_audit",
+            "TRUNCATE dpoflow_audit_head",
+        ):
+            with engine.begin() as connection, pytest.raises(DBAPIError, match="append-only"):
+                connection.execute(text(statement))
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE dpoflow_audit DISABLE TRIGGER ALL"))
+            connection.execute(text("DELETE FROM dpoflow_audit WHERE seq = 5"))
+        with pytest.raises(DataRejected, match="row 5 of the audit log was removed"):
+            audit.verify(engine, KEY)
+        engine.dispose()
 
 
 def test_what_fails_in_a_turn_leaves_no_row(log: audit.Log) -> None:

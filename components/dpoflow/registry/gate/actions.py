@@ -393,7 +393,7 @@ def safe_path(path: str) -> str:
     from mlflow.utils.uri import validate_path_is_safe
 
     try:
-        safe = str(validate_path_is_safe(path))
+        safe = str(validate_path_is_safe(path))  # type: ignore[no-untyped-call]
     except (MlflowException, ValueError):
         raise Unreadable("the path is not one below the artifact root") from None
     plain = posixpath.normpath(safe).strip("/")
@@ -519,10 +519,20 @@ def _run(how: str) -> Guard:
     def read(request: Request) -> Sequence[Action]:
         # Every spelling that a handler takes: which of them it takes is its business.
         told = json_of(request.body)
-        named = {told.get(key) for key in ("run_id", "runId", "run_uuid", "runUuid")}
-        return [WriteRun(tuple(sorted(str(each) for each in named if each)), how)]
+        metrics = told.get("metrics")
+        measured = [told, *(metrics if isinstance(metrics, list) else [])]
+        models = {name for each in measured for name in _named(each, "model_id", "modelId")}
+        runs = _named(told, "run_id", "runId", "run_uuid", "runUuid")
+        # A run's metrics may be a logged model's, too.
+        return [WriteRun(runs, how), *(WriteLoggedModel(each, how) for each in sorted(models))]
 
     return Guard(read)
+
+
+def _named(told: Any, *keys: str) -> tuple[str, ...]:
+    """What stands under these keys."""
+    given = [told.get(key) for key in keys] if isinstance(told, dict) else []
+    return tuple(sorted({str(each) for each in given if each}))
 
 
 def _artifact(how: str, *, streams: bool = False) -> Guard:

@@ -281,17 +281,17 @@ class Api:
             world = self._office.world(turn.rows)
             champion = world.facts.aliases(model).get(CHAMPION)
             before = world.book.was_champion(model, version)
-            sentence = None
+            sentence, row = None, 0
             if before is None or world.facts.version(model, version) is None:
                 sentence = f"{subject} was never champion, so there is no going back to it."
             elif champion == version:
                 sentence = f"{subject} is champion already."
             else:
                 detail = {"model": model, "reason": reason, "champion": champion}
-                entry = turn.append(who.user, book.ROLLBACK, subject, "allowed", detail)
+                row = turn.append(who.user, book.ROLLBACK, subject, "allowed", detail).seq
         if sentence:
             raise _Denied(sentence, subject)
-        return {"rollback": entry.seq, "model": model, "version": version}
+        return {"rollback": row, "model": model, "version": version}
 
     def _promote(self, who: Who, asked: "_Asked") -> Any:
         told = asked.told("model", "version", "kind", "reason")

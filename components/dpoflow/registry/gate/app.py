@@ -162,12 +162,14 @@ class Gate:
     """The middleware."""
 
     def __init__(self, app: Any, flask_app: Any, office: Office) -> None:
+        from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
         from starlette.middleware.exceptions import ExceptionMiddleware
 
         self._app, self._flask, self._office = app, flask_app, office
         self._routes = act.Routes(app, flask_app)
         self._api = Api(office)
-        self._past_permissions = ExceptionMiddleware(app.router)
+        # As FastAPI wraps its router, without the middleware that asks for permissions.
+        self._past_permissions = ExceptionMiddleware(AsyncExitStackMiddleware(app.router))
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Let a request through, or answer it."""

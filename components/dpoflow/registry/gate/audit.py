@@ -354,12 +354,13 @@ def verify(engine: "Engine", key: bytes) -> Verified:
     log = Log(engine, key)
     seq, previous = 0, FIRST
     with engine.connect() as connection:
-        found = connection.execution_options(yield_per=1000).execute(
+        streamed = connection.execution_options(yield_per=1000)
+        with streamed.execute(
             _sql(f"SELECT {_COLUMNS} FROM dpoflow_audit ORDER BY seq")  # noqa: S608  # a constant
-        )
-        for row in found:
-            _follows(log, row, seq, previous)
-            seq, previous = int(row.seq), str(row.hash)
+        ) as found:
+            for row in found:
+                _follows(log, row, seq, previous)
+                seq, previous = int(row.seq), str(row.hash)
         end = connection.execute(_sql("SELECT seq, hash, mac FROM dpoflow_audit_head")).first()
     if end is None or not hmac.compare_digest(end.mac, log.mac_of(end.seq, end.hash)):
         raise DataRejected(

@@ -108,7 +108,8 @@ class StoreFacts:
         try:
             return _version_facts(_registry().get_model_version(name, version))
         except MlflowException as error:
-            return _none_if_absent(error)
+            _none_if_absent(error)
+            return None
 
     def versions(self, name: str) -> list[VersionFacts]:
         """Every version of a model, newest first."""
@@ -142,7 +143,8 @@ class StoreFacts:
         try:
             model = _registry().get_registered_model(name)
         except MlflowException as error:
-            return _none_if_absent(error) or {}
+            _none_if_absent(error)
+            return {}
         return {alias: str(version) for alias, version in model.aliases.items()}
 
     def sealed(self, kind: SealedKind, names: Sequence[str]) -> Seal | None:
@@ -202,7 +204,8 @@ class StoreFacts:
         try:
             info = _tracking().get_run(run_id).info
         except MlflowException as error:
-            return _none_if_absent(error)
+            _none_if_absent(error)
+            return None
         return RunFacts(run_id, str(info.experiment_id), str(info.artifact_uri), str(info.status))
 
     def logged_model(self, model_id: str) -> LoggedModelFacts | None:
@@ -212,7 +215,8 @@ class StoreFacts:
         try:
             found = _tracking().get_logged_model(model_id)
         except MlflowException as error:
-            return _none_if_absent(error)
+            _none_if_absent(error)
+            return None
         return LoggedModelFacts(
             model_id,
             str(found.experiment_id),
@@ -232,7 +236,8 @@ def artifact_root() -> Any:
     """The store below the server's artifact proxy."""
     from mlflow.server import handlers
 
-    return handlers._get_artifact_repo_mlflow_artifacts()  # noqa: SLF001
+    root: Any = handlers._get_artifact_repo_mlflow_artifacts  # noqa: SLF001
+    return root()
 
 
 def proxied(uri: str) -> str | None:
@@ -255,10 +260,9 @@ def _tracking() -> Any:
     return handlers._get_tracking_store()  # noqa: SLF001
 
 
-def _none_if_absent(error: Any) -> Any:
-    if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        return None
-    raise error
+def _none_if_absent(error: Any) -> None:
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
 
 
 def _version_facts(found: Any) -> VersionFacts:

@@ -25,7 +25,10 @@ class Identity(Protocol):
 
 
 class BasicAuth:
-    """MLflow's basic-auth: its store, its password hashes, its cache."""
+    """MLflow's basic-auth: its store and its password hashes.
+
+    Not its cache of passwords: a user who is gone, or has another password, is so at once here.
+    """
 
     def user_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
         """None, too, for two Authorization headers: who of them is meant is anybody's guess."""
@@ -38,9 +41,10 @@ class BasicAuth:
         told = Authorization.from_header(given[0].decode("latin1"))
         if told is None or told.type != "basic" or not told.username or told.password is None:
             return None
-        # The function that MLflow's own routes call: it keeps the cache and the bootstrap rules.
-        user = auth._authenticate_cached(told.username, told.password)  # noqa: SLF001
-        return str(user.username) if user else None
+        name, password = str(told.username), str(told.password)
+        known = auth.store.authenticate_user(name, password)
+        refused = auth._is_disabled_legacy_admin_login(name, password)  # noqa: SLF001
+        return str(auth.store.get_user(name).username) if known and not refused else None
 
     def has_account(self, user: str) -> bool:
         """By name."""

@@ -1,8 +1,9 @@
-"""Whether a server with the gate could start, found out before there are workers that die.
+"""Starting a server with the gate, once it is sure that its workers will not die of it.
 
 Reads   the environment that the workers will have
-Gives   `check_ready`: tables, log and admin account are there, or one error says what is missing
-Not     starting it (dpoflow_pipelines/server.py)
+Gives   `check_settings`; `check_ready`: tables, log and admin account are there, or one error says
+        what is missing; `run_mlflow`
+Not     what the command line says (dpoflow_pipelines/server.py)
 """
 
 import os
@@ -48,3 +49,10 @@ def check_ready(backend: str) -> None:
         raise ServiceUnavailable(
             f"the database of accounts does not answer ({type(error).__name__}); check that it runs"
         ) from None
+
+
+def run_mlflow(arguments: list[str]) -> None:
+    """MLflow's own command in this process, which has all of it loaded; ends with the server."""
+    from mlflow.cli import cli
+
+    cli.main(args=arguments, prog_name="mlflow")
