@@ -5,16 +5,20 @@ One server for all; each test has a model of its own.
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
+from tests.tiny import tiny_folder
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, GateNotPassed
@@ -259,6 +263,38 @@ def test_rollback_goes_the_same_road_and_does_not_come_back_by_itself(
     assert bench.aliases["champion"] == first.version
 
 
+def test_going_back_needs_the_protected_copy_alone(
+    server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = bench.champion(monkeypatch), bench.champion(monkeypatch)
+    shutil.rmtree(bench.on_disk(first))  # its own files, as a clean-up of the bucket might
+    asked = server.person("rita").post(
+        f"{GATE}/rollbacks", model=bench.model, version=first.version, reason="worse"
+    )
+    assert asked.ok, asked.text
+
+    assert errors(promote_as("prom", server, monkeypatch)) == []
+
+    assert bench.aliases["champion"] == first.version
+
+
+def test_a_refusal_at_the_last_step_leaves_previous_champion_as_it_was(
+    server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = bench.champion(monkeypatch), bench.champion(monkeypatch)
+    third, prom = bench.approved(), server.person("prom")
+    body = {"model": bench.model, "version": third.version, "kind": "promotion", "reason": ""}
+    assert prom.post(f"{GATE}/promotions", **body).ok
+    # What a promoter had done by the moment at which it was killed.
+    assert prom.alias(second.subject, "previous_champion").ok
+    assert server.person("rita").tag(third.subject, "approval", "reject: no").ok
+
+    assert promote_as("prom", server, monkeypatch) == []
+
+    assert bench.aliases["champion"] == second.version
+    assert bench.aliases["previous_champion"] == first.version
+
+
 def test_only_a_reviewer_asks_to_go_back_and_only_to_what_was_champion(
     server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,3 +497,72 @@ def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
     (of_it,) = [each for each in reviews if each["version"] == version.version]
     assert (of_it["state"], of_it["reviewer"]) == ("promoted", "rita")
     assert [path.name for path in bench.on_disk(version, protected=True).iterdir()] == ["1"]
+
+
+GATES = [
+    f"evaluate.gates.{name}"
+    for name in (
+        "win_rate=0",
+        "champion_win_rate=null",
+        "equal_length=null",
+        "heldout_rubric=null",
+        "perplexity_ratio=null",
+        "heldout_perplexity=null",
+        "finished=null",
+        "length_ratio=null",
+        "duplicate_answers=null",
+        "refusal_drift=null",
+        "language_drift=null",
+    )
+]
+"""A model of random weights wins nothing: what is shown here is the road, not the candidate."""
+
+
+def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
+    server: GateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_folder(tmp_path / "model")
+    asked = {**environment_of(server, "rob"), "DPOFLOW_SIGNING_KEY": str(server.signing_key)}
+    job = replace(SmallJob.write(tmp_path), environment=asked)
+    signer = f"evaluate.signer={server.signer}"
+
+    ended = job.run(tmp_path / "home", signer, *GATES)
+
+    assert ended.code == 0, ended.out + ended.err
+    told = summary(tmp_path / "home")
+    assert told["evaluation"]["verdict"] == "promote", told["evaluation"]
+    subject = f"small/{told['registry']['version']}"
+    shown = dpoflow(server, "rita", "review", "show", subject)
+    assert "waiting, submitted by rob" in shown.stdout
+    assert "To decide: open *Tags*" in shown.stdout.replace("**", "")
+    by_author = dpoflow(server, "rob", "review", "approve", subject, "--reason", "mine")
+    assert (by_author.returncode, "nobody judges their own work" in by_author.stderr) == (2, True)
+    by_another = dpoflow(server, "rita", "review", "approve", subject, "--reason", "read it")
+    assert by_another.returncode == 0, by_another.stderr
+    assert errors(promote_as("prom", server, monkeypatch)) == []
+    there = pulled("small@champion", tmp_path / "served", server, monkeypatch)
+    assert there.policy_digest == told["train"]["policy_digest"]
+    assert (there.version, there.champion) == (str(told["registry"]["version"]), True)
+
+    # The same run again, as when its end was not told: one version, one submission.
+    submissions = len(server.rows(action="submission"))
+    (run,) = (tmp_path / "home" / "runs").iterdir()
+    noted = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(noted | {"state": "FAILED"}))
+    again = job.run(tmp_path / "home", signer, *GATES)
+    assert again.code == 0, again.out + again.err
+    assert summary(tmp_path / "home")["registry"]["version"] == told["registry"]["version"]
+    assert len(server.rows(action="submission")) == submissions
+
+
+def test_who_may_not_submit_is_told_before_anything_is_computed(
+    server: GateServer, tmp_path: Path
+) -> None:
+    tiny_folder(tmp_path / "model")
+    job = replace(SmallJob.write(tmp_path), environment=environment_of(server, "norole"))
+
+    ended = job.run(tmp_path / "home")
+
+    assert ended.code == 2
+    assert "norole is no engineer" in ended.err
+    assert not (tmp_path / "home" / "state").exists()

@@ -13,6 +13,7 @@ stays as it is, and the next attempt goes into the folder beside it. Readers tak
 whole. No file of a copy is believed before its bytes were hashed.
 """
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,24 @@ def copy(team: Team, source: str, target: str, sealed: Sealed, what: str, say: S
             )
         say(f"{folder}/{wrong} was left damaged; copying beside it")
     raise AssertionError("folders have no end")
+
+
+def whole_copy(team: Team, target: str, policy_digest: str, what: str) -> Sealed | None:
+    """What a copy that stands whole says of itself; None where none does."""
+    for folder in _folders(target):
+        there = team.files(folder)
+        if not there:
+            return None
+        with contextlib.suppress(DataRejected):  # damaged: others may not be
+            sealed = read_sealed(team, folder, what)
+            check_policy(sealed, policy_digest, what)
+            if (
+                there.keys() == sealed.files.keys()
+                and _fits(there, sealed)
+                and first_wrong(team, folder, sealed) is None
+            ):
+                return sealed
+    return None
 
 
 def _folders(target: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError
-from dpoflow.registry.champions import Sealed, check_policy, copy, read_sealed
+from dpoflow.registry.champions import Sealed, check_policy, copy, read_sealed, whole_copy
 from dpoflow.registry.team import GATE, MLFLOW, Refused, Team, folder_of
 
 CHAMPION, PREVIOUS = "champion", "previous_champion"
@@ -52,13 +52,13 @@ class Outcome:
 def promote_due(team: Team, say: Say) -> list[Outcome]:
     """One round. What fails keeps nothing else from being tried."""
     told = team.get(f"{GATE}/promotions")
-    _mend_previous(team, told["promotions"], say)
     going = {each["model"]: each for each in told["promotions"] if each["state"] in _OPEN}
     due = sorted(
         (Due(**each) for each in told["due"]),
         # One that has begun goes first: it is in the way of others of its model.
         key=lambda each: (each.model, going.get(each.model, {}).get("version") != each.version),
     )
+    _mend_previous(team, told["promotions"], {each.model for each in due}, say)
     outcomes: list[Outcome] = []
     stuck = set[str]()
     for each in due:
@@ -83,6 +83,7 @@ def promote(team: Team, due: Due, say: Say) -> None:
     Raises Refused with the gate's sentence, DataRejected where files are not what was evaluated,
     ServiceUnavailable where something is away: the same again goes on from there.
     """
+    begun: dict[str, Any] = {}
     with team.as_role("promoter"):
         try:
             begun = _begin(team, due)
@@ -91,9 +92,10 @@ def promote(team: Team, due: Due, say: Say) -> None:
             if begun["state"] != "done":
                 _crown(team, begun)
         except Refused:
-            if not _is_done(team, due):
+            if not _is_done(team, due, begun):
                 raise
             say(f"another promoter made {due.subject} champion")
+            return
     say(f"{due.subject} is champion")
 
 
@@ -103,21 +105,32 @@ def _begin(team: Team, due: Due) -> dict[str, Any]:
 
 
 def _verify(team: Team, due: Due, begun: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """Copy and hash; the promotion as it stands then."""
-    version = version_of(team, due.model, due.version)
-    source = source_of(team, version, due.subject)
-    sealed = read_sealed(team, source, due.subject)
-    check_policy(sealed, begun["policy_digest"], due.subject)
-    check_tags(version, sealed, due.subject)
+    """See to it that a whole copy stands, and report it; the promotion as it is then."""
     road = f"{GATE}/promotions/{begun['promotion']}"
     try:
-        copy(team, source, folder_of(begun["target"], due.subject), sealed, due.subject, say)
-        return team.post(f"{road}/verified", policy_digest=sealed.policy.digest)
+        _copy(team, due, begun, say)
+        return team.post(f"{road}/verified", policy_digest=begun["policy_digest"])
     except Refused:
         now = team.get(road)
         if now["state"] in ("verified", "done"):  # by another promoter, who hashed a copy, too
             return now
         raise
+
+
+def _copy(team: Team, due: Due, begun: Mapping[str, Any], say: Say) -> None:
+    what, digest = due.subject, str(begun["policy_digest"])
+    version = version_of(team, due.model, due.version)
+    target = folder_of(begun["target"], what)
+    sealed = whole_copy(team, target, digest, what)
+    if sealed is not None:  # of an earlier time as champion, or of an attempt that was killed
+        check_tags(version, sealed, what)
+        say(f"a whole copy of {what} is there")
+        return
+    source = source_of(team, version, what)
+    sealed = read_sealed(team, source, what)
+    check_policy(sealed, digest, what)
+    check_tags(version, sealed, what)
+    copy(team, source, target, sealed, what, say)
 
 
 def _crown(team: Team, begun: Mapping[str, Any]) -> None:
@@ -126,16 +139,22 @@ def _crown(team: Team, begun: Mapping[str, Any]) -> None:
     _set_alias(team, begun["model"], begun["version"], CHAMPION)
 
 
-def _is_done(team: Team, due: Due) -> bool:
-    """Whether the version is champion by now, by the log."""
+def _is_done(team: Team, due: Due, begun: Mapping[str, Any]) -> bool:
+    """Whether this promotion is done by now; where it had not begun, whether the version has it."""
     done = [each for each in promotions_of(team, due.model) if each["state"] == "done"]
+    if begun:
+        return any(each["promotion"] == begun["promotion"] for each in done)
     return bool(done) and done[-1]["version"] == due.version
 
 
-def _mend_previous(team: Team, promotions: list[Mapping[str, Any]], say: Say) -> None:
-    """Where a promotion was refused at its last step, previous_champion is what it was before."""
+def _mend_previous(
+    team: Team, promotions: list[Mapping[str, Any]], going: set[str], say: Say
+) -> None:
+    """Where a promotion was refused at its last step, previous_champion is what it was before.
+
+    `going` are models on whose aliases somebody may be at work.
+    """
     last = {each["model"]: each for each in promotions if each["state"] == "done"}
-    going = {each["model"] for each in promotions if each["state"] in _OPEN}
     for model, done in sorted(last.items()):
         before = done["from"]
         if model in going or not before:
