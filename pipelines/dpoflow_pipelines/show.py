@@ -56,6 +56,8 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             f"  → Model registry → {version.model}, version {version.version}: gates, answers.html",
             f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
+        if memory(home / "runs" / summary.run_id).get("submission"):
+            lines.insert(2, "  → Tags → approval = approve: REASON, or reject: REASON")
         console.print("\n".join(lines), markup=False, highlight=False)
     show_files(console, home, summary)
 

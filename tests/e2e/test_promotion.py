@@ -8,7 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from dpoflow.registry.pull import Pulled, pull
 from dpoflow.registry.team import Team, team_server
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # the server starts for half a minute
+
+DPOFLOW = (sys.executable, "-m", "dpoflow_pipelines")
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +117,19 @@ def environment_of(server: GateServer, user: str, url: str = "") -> dict[str, st
 
 def dpoflow(server: GateServer, user: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "dpoflow_pipelines", *arguments],
+        [*DPOFLOW, *arguments],
         env=environment_of(server, user),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def pulled(name: str, folder: Path, server: GateServer, monkeypatch: pytest.MonkeyPatch) -> Pulled:
@@ -459,6 +469,31 @@ def test_two_promoters_at_once_make_one_champion(
     assert len(server.rows(action="promotion-begun", subject=version.subject)) == 1
 
 
+def test_a_watching_promoter_lives_through_a_server_that_is_killed(
+    server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = subprocess.Popen(
+        [*DPOFLOW, "review", "promote", "--watch", "--every", "1"],
+        env=environment_of(server, "prom"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        first = bench.approved()
+        wait_until(lambda: bench.aliases.get("champion") == first.version)
+        server.kill()
+        server.start(people=False)
+        second = bench.approved()
+        wait_until(lambda: bench.aliases.get("champion") == second.version)
+        assert watching.poll() is None
+    finally:
+        watching.terminate()
+        out, _ = watching.communicate()
+    assert f"{second.subject} is champion" in out
+    assert "does not answer" in out
+
+
 def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
     server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,7 +504,7 @@ def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
         while True:
             proxy.when = next(rounds)
             proxy.victim = subprocess.Popen(
-                [sys.executable, "-m", "dpoflow_pipelines", "review", "promote"],
+                [*DPOFLOW, "review", "promote"],
                 env=environment_of(server, "prom", url),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError
+from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError, GateNotPassed
 from dpoflow.registry.champions import Sealed, check_policy, copy, read_sealed, whole_copy
 from dpoflow.registry.team import GATE, MLFLOW, Refused, Team, folder_of
 
@@ -60,12 +60,15 @@ def promote_due(team: Team, say: Say) -> list[Outcome]:
     )
     _mend_previous(team, told["promotions"], {each.model for each in due}, say)
     outcomes: list[Outcome] = []
-    stuck = set[str]()
+    stuck = dict[str, str]()
     for each in due:
-        if each.model not in stuck:
-            outcomes.append(_tried(team, each, say))
-            if outcomes[-1].error is not None:
-                stuck.add(each.model)
+        if each.model in stuck:
+            waits = GateNotPassed(f"it waits for {stuck[each.model]}, which goes first")
+            outcomes.append(Outcome(each, waits))
+            continue
+        outcomes.append(_tried(team, each, say))
+        if outcomes[-1].error is not None:
+            stuck[each.model] = each.subject
     return outcomes
 
 

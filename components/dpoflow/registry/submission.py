@@ -8,6 +8,8 @@ Without a submission a version says only which service account recorded it, and 
 whether its reviewer made it themselves.
 """
 
+from collections.abc import Mapping
+
 from dpoflow.contracts.base import sha256_json, sha256_text
 from dpoflow.contracts.spec import Spec
 from dpoflow.registry.team import GATE, Team
@@ -17,8 +19,14 @@ QUOTED = "DPOFLOW_SUBMISSION"
 TAG = "gate.submission"
 
 
-def open_submission(team: Team, spec: Spec, nonce: str) -> str:
-    """The same nonce and spec again are the same submission. ConfigError for who may not submit."""
+def open_submission(
+    team: Team, spec: Spec, nonce: str, *, schedule: str | Mapping[str, str] | None = None
+) -> str:
+    """The same nonce and spec again are the same submission. ConfigError for who may not submit.
+
+    `schedule` is `{"name": NAME}` where a schedule is made, and the id that this gave where one of
+    its runs begins.
+    """
     with team.as_role("engineer"):
         told = team.post(
             f"{GATE}/submissions",
@@ -26,7 +34,7 @@ def open_submission(team: Team, spec: Spec, nonce: str) -> str:
             spec_digest=sha256_json(spec),
             sections=section_digests(spec),
             nonce=nonce,
-            schedule=None,
+            schedule=schedule,
         )
     return str(told["submission"])
 
