@@ -406,6 +406,9 @@ def test_pull_hands_nothing_over_where_a_file_of_the_copy_was_changed(
 
     with pytest.raises(DataRejected, match="nothing of it is handed over"):
         pulled(f"{bench.model}@champion", tmp_path / "served", server, monkeypatch)
+    config.unlink()
+    with pytest.raises(DataRejected, match=r"config\.json, of .* is not in the artifact store"):
+        pulled(f"{bench.model}@champion", tmp_path / "served", server, monkeypatch)
 
     assert not (tmp_path / "served").exists()
 
