@@ -163,12 +163,18 @@ def _send_file(team: Team, source: str, to: str, wanted: FileEntry, what: str) -
                 f"{source} is not the file of {what} that was evaluated: it was changed in the "
                 "artifact store; reject the version, and run its spec again"
             )
+        if _is_there(team, to):
+            return  # another promoter was faster; what is there is read back
         try:
             team.put(to, path)
         except Refused:
-            folder, _, name = to.rpartition("/")
-            if name not in team.files(folder):
-                raise  # else another promoter was faster, and what is there is read back
+            if not _is_there(team, to):
+                raise
+
+
+def _is_there(team: Team, path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    return name in team.files(folder)
 
 
 def first_wrong(team: Team, folder: str, sealed: Sealed) -> str | None:
