@@ -17,7 +17,9 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
+from dpoflow_pipelines.review_cli import review
 from dpoflow_pipelines.run import default_home
+from dpoflow_pipelines.terminal import standard_console
 
 if TYPE_CHECKING:
     from dpoflow.contracts.spec import Spec
@@ -51,11 +53,6 @@ Grid = Annotated[
     typer.Option(metavar="KEY=A,B", help="Train once with each value; repeat for a grid."),
 ]
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML to run.")]
-
-
-def _console() -> Console:
-    # A judge called llm:m:… is no emoji.
-    return Console(file=sys.stdout, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[Spec, list[Point]]":
@@ -109,7 +106,7 @@ def run(
     if require and grid:
         raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
     loaded, points = _load(spec, sets, grid)
-    console = _console()
+    console = standard_console()
     check_sources(loaded)
     check_judges(loaded, keys=not dry_run)  # a dry run sends nothing
     specs = [point.spec for point in points] or [loaded]
@@ -184,7 +181,7 @@ def plan(
         [(point.sets, point.spec) for point in points] or [((), loaded)], devices=gpus
     )
     here, many = plans.measured_here(loaded), len(made)
-    console = _console()
+    console = standard_console()
     if as_json:
         spending = expected_spending(loaded, num_points=many).model_dump(mode="json")
         told = plans.as_json(made, here, gpu or [], price)
@@ -234,7 +231,7 @@ def status(
     """Show how far a run is, or how it ended."""
     from dpoflow_pipelines.show import show_status
 
-    show_status(_console(), home.resolve(), run_id)
+    show_status(standard_console(), home.resolve(), run_id)
 
 
 @app.command()
@@ -255,7 +252,7 @@ def trace(
     """
     from dpoflow_pipelines.show import show_trace
 
-    show_trace(_console(), home.resolve(), version, pair)
+    show_trace(standard_console(), home.resolve(), version, pair)
 
 
 @app.command()
@@ -263,7 +260,7 @@ def doctor(home: Home) -> None:
     """Check that this machine can run dpoflow, and say what to do where it cannot."""
     from dpoflow_pipelines.doctor import examine
 
-    raise typer.Exit(examine(_console(), home))
+    raise typer.Exit(examine(standard_console(), home))
 
 
 @app.command()
@@ -310,7 +307,35 @@ def server(
     from dpoflow_pipelines.server import Serving, serve
 
     serving = Serving(home, host, port, backend, artifacts, allowed_hosts, workers)
-    serve(serving, _console(), dry_run=dry_run)
+    serve(serving, standard_console(), dry_run=dry_run)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME@champion", help="Or NAME/VERSION.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Download a model from a team's server, and hand it over only if it is what was approved.
+
+    Every file is hashed against the evidence, and the evidence against the audit log, before DIR
+    is there. DIR is what transformers and vLLM load. Given again, it hashes what is there.
+
+    Examples:
+
+        dpoflow pull support-desk@champion models/support-desk
+
+        dpoflow pull support-desk/3 models/support-desk-3 && vllm serve models/support-desk-3
+    """
+    from dpoflow.registry.pull import pull as pull_model
+    from dpoflow.registry.team import asked_team
+    from dpoflow_pipelines.show import show_pulled
+
+    aside = Console(stderr=True, emoji=False, soft_wrap=True)
+    pulled = pull_model(
+        asked_team(), name, folder, lambda line: aside.print(line, markup=False, highlight=False)
+    )
+    show_pulled(standard_console(), pulled, as_json=as_json)
 
 
 @app.command()
@@ -418,7 +443,7 @@ def judge_qualify(
     from dpoflow_pipelines import judges as of_judges
 
     _check_qualify(spec, labelled, verdicts, of, require, asks=bool(sets or of or dry_run))
-    console = _console()
+    console = standard_console()
     if verdicts is not None:
         report = of_judges.qualify_verdicts(verdicts, least_kappa, least_agreement)
     else:
@@ -450,6 +475,8 @@ def judge_qualify(
     if require and not report.qualified:
         raise GateNotPassed(report.sentence)
 
+
+app.add_typer(review, name="review")
 
 evals = typer.Typer(help="Figures of published benchmarks.", no_args_is_help=True)
 app.add_typer(evals, name="eval")
@@ -487,7 +514,7 @@ def eval_alpaca(
     if as_json:
         typer.echo(scores.model_dump_json(indent=2))
     else:
-        show_alpaca(_console(), scores)
+        show_alpaca(standard_console(), scores)
 
 
 @evals.command("mt-bench")
@@ -514,7 +541,7 @@ def eval_mt_bench(
     if as_json:
         typer.echo(scores.model_dump_json(indent=2))
     else:
-        show_mt_bench(_console(), scores)
+        show_mt_bench(standard_console(), scores)
 
 
 @evals.command("xstest")
@@ -538,7 +565,7 @@ def eval_xstest(
     if as_json:
         typer.echo(scores.model_dump_json(indent=2))
     else:
-        show_xstest(_console(), scores)
+        show_xstest(standard_console(), scores)
 
 
 @evals.command("arena-hard")
@@ -578,7 +605,7 @@ def eval_arena_hard(
     if as_json:
         typer.echo(scores.model_dump_json(indent=2))
     else:
-        show_arena_hard(_console(), scores)
+        show_arena_hard(standard_console(), scores)
 
 
 labels = typer.Typer(help="People's preferences, given in MLflow.", no_args_is_help=True)

@@ -7,6 +7,7 @@ Not     the terminal's grammar (cli.py), how tasks are started (backends/)
 
 import contextlib
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import REGISTRY, Spec
+from dpoflow.registry.submission import QUOTED, open_submission
 from dpoflow.sources import remote
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
@@ -141,6 +143,7 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
     from dpoflow.tracking.settings import public
 
     with console.status("opening MLflow") if console.is_terminal else contextlib.nullcontext():
+        submission = None if points else submit_to_team(spec, run)  # a sweep registers nothing
         tracked = open_run(
             run.home,
             experiment=spec.name,
@@ -181,6 +184,7 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
         "MLFLOW_TRACKING_URI": tracked.tracking_uri,
         "DPOFLOW_MLFLOW_PARENT": tracked.run_id,
         "DPOFLOW_MLFLOW_EXPERIMENT": tracked.experiment_id,
+        QUOTED: submission or "",  # not that of an earlier run in this process
     }
     arguments = {"state_root": str(run.home), **spec.arguments()}
     if points:  # they bring their own train sections, and nothing is registered
@@ -204,6 +208,23 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
     run.remember(state="SUCCEEDED")  # last: a run cut off before this is continued, and closed
     console.print(task_table(names, read_records(run.folder)))
     return summary
+
+
+def submit_to_team(spec: Spec, run: Run) -> str | None:
+    """Tell a team's server, by the user's own name, that this run begins; None for other MLflows.
+
+    A run that is continued, or told twice, has one submission: its nonce is noted first.
+    """
+    from dpoflow.registry.team import team_server
+
+    team = team_server()
+    if team is None:
+        return None
+    if "nonce" not in run.memory():
+        run.remember(nonce=secrets.token_hex(16))
+    submission = open_submission(team, spec, run.memory()["nonce"])
+    run.remember(submission=submission)
+    return submission
 
 
 def _interrupted(stop: KeyboardInterrupt) -> Interrupted:

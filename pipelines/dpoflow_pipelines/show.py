@@ -1,7 +1,8 @@
 """What a person sees of runs, verdicts and chains of evidence.
 
 Reads   summaries, decisions, manifests
-Gives   `show_summary`, `show_files`, `show_verdict`, `show_status`, `show_trace`
+Gives   `show_summary`, `show_files`, `show_verdict`, `show_status`, `show_trace`,
+        `show_pulled`
 Not     live progress (progress.py)
 """
 
@@ -9,6 +10,7 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +24,9 @@ from dpoflow.state.step import find
 from dpoflow_pipelines.backends.laptop import read_records, task_names
 from dpoflow_pipelines.progress import settled, task_table
 from dpoflow_pipelines.runs import IR, find_run, is_held, memory
+
+if TYPE_CHECKING:
+    from dpoflow.registry.pull import Pulled
 
 _EXAMPLES = 5
 _SHOWN = 240
@@ -51,6 +56,8 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             f"  → Model registry → {version.model}, version {version.version}: gates, report.html",
             f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
+        if memory(home / "runs" / summary.run_id).get("submission"):
+            lines.insert(2, "  → Tags → approval = approve: REASON, or reject: REASON")
         console.print("\n".join(lines), markup=False, highlight=False)
     show_files(console, home, summary)
 
@@ -141,6 +148,27 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
         console.print(f"error: {error}", markup=False, highlight=False)
     if not held and state == "FAILED" and "the same command" not in (error or ""):
         console.print("once that is mended the same command continues the run", highlight=False)
+
+
+def show_pulled(console: Console, pulled: "Pulled", *, as_json: bool) -> None:
+    """What stands in the folder now."""
+    if as_json:
+        console.print_json(data=vars(pulled) | {"folder": str(pulled.folder)})
+        return
+    what = f"{pulled.model}/{pulled.version}"
+    word = "was there already, unchanged" if pulled.was_there else "is there"
+    console.print(_safe(f"{what} {word}: {_short(pulled.folder)}"), highlight=False)
+    console.print(f"policy {pulled.policy_digest}", highlight=False)
+    if pulled.champion:
+        console.print("champion, by the audit log; every file hashed", highlight=False)
+    elif pulled.was_promoted:
+        console.print("champion once, and not now; every file hashed", highlight=False)
+    else:
+        console.print(
+            "[yellow]never champion:[/] its files are those that were evaluated, and nobody says "
+            "that it may be served",
+            highlight=False,
+        )
 
 
 def show_trace(console: Console, home: Path, version: str, pair: str | None) -> None:

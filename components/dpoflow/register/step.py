@@ -1,23 +1,26 @@
 """The register step: a model version with its evidence, always; the alias only on promote.
 
-Reads   the candidate (train) and its decision (evaluate)
+Reads   the candidate (train) and its decision (evaluate); DPOFLOW_SUBMISSION, where a team's server
+        was told whose run this is
 Gives   a version in MLflow, and evidence.json: the manifests from the version back to the sources
 Not     approving or promoting: that is the reviewer's
 """
 
+import os
 from pathlib import Path
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.results import Decision, RegisterResult
 from dpoflow.contracts.spec import RegistryConfig
+from dpoflow.register.description import Places, describe
 from dpoflow.registry.lineage import ancestry
 from dpoflow.registry.signature import DECISION, SIGNATURE, signer_of
+from dpoflow.registry.submission import QUOTED, TAG
 from dpoflow.registry.versions import CHALLENGER, evidence_tag, record_version
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState
-
-_HELD = {True: "held", False: "**not held**", None: "**not measured**"}
+from dpoflow.tracking.step_run import PARENT
 
 
 def run(
@@ -35,6 +38,7 @@ def run(
     decision_digest = manifest.read(decision).digest
     chain = ancestry(state.root, {"policy": policy_digest, "decision": decision_digest})
     write_text(evidence / "evidence.json", chain.model_dump_json(indent=2) + "\n")
+    submission = os.environ.get(QUOTED) or None
     state.events.say(f"recording {config.model}")
     recorded = record_version(
         config.model,
@@ -48,13 +52,20 @@ def run(
             if path.exists()
         ],
         alias=CHALLENGER if document.verdict == "promote" else None,
-        description=_description(document, signer),
+        description=lambda experiment_id, model_id: describe(
+            document,
+            signer,
+            chain,
+            Places(experiment_id, model_id, os.environ.get(PARENT) or None),
+            submitted=submission is not None,
+        ),
         tags={
             "dpoflow.evidence": evidence_tag(policy_digest, decision_digest),
             "dpoflow.policy_digest": policy_digest,
             "dpoflow.decision_digest": decision_digest,
             "dpoflow.verdict": document.verdict,
             "dpoflow.signer": signer or "nobody",
+            **({TAG: submission} if submission else {}),
         },
         memory=state.work / "logged_model.json",
     )
@@ -71,15 +82,3 @@ def _signer(config: RegistryConfig, decision: Path) -> str | None:
             f"{config.signer}; evaluate with that key"
         )
     return signer
-
-
-def _description(document: Decision, signer: str | None) -> str:
-    rows = "\n".join(
-        f"| {gate.name} | {gate.asked} | {gate.seen} | {_HELD[gate.passed]} |"
-        for gate in document.gates
-    )
-    return (
-        f"**{document.verdict}**: {document.sentence}\n\n"
-        f"| gate | asked | seen | |\n|---|---|---|---|\n{rows}\n\n"
-        + (f"Signed by `{signer}`.\n" if signer else "**Unsigned**: nobody vouches for this.\n")
-    )

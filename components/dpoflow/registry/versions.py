@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -22,6 +22,7 @@ from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailab
 from dpoflow.contracts.results import RegisterResult
 from dpoflow.contracts.spec import REGISTRY
 from dpoflow.registry.lineage import Evidence
+from dpoflow.registry.submission import TAG
 from dpoflow.state.files import publish, write_text
 from dpoflow.state.step import find
 from dpoflow.tracking.settings import public, quiet_mlflow, quoted
@@ -49,12 +50,13 @@ def record_version(
     *,
     reports: Sequence[Path],
     alias: Literal["challenger"] | None,
-    description: str,
+    description: Callable[[str, str], str],
     tags: Mapping[str, str],
     memory: Path,
 ) -> RegisterResult:
     """One version for one `dpoflow.evidence` tag; what a killed attempt began is finished.
 
+    `description` is given the experiment and the logged model, which it may link to.
     The order makes that safe: the model is logged under an id noted in `memory`, then the
     version is created with its tags in one call, then the alias is set.
     """
@@ -64,15 +66,16 @@ def record_version(
     try:
         with contextlib.suppress(MlflowException):  # it exists already
             client.create_registered_model(name)
-        version = _find(client, name, tags["dpoflow.evidence"])
+        version = _find(client, name, tags)
         if version is None:
-            model_id, uri = _log_model(client, name, policy, reports, memory)
+            experiment = client.get_run(os.environ[STEP_RUN]).info.experiment_id
+            model_id, uri = _log_model(client, name, policy, reports, memory, experiment)
             created = client.create_model_version(
                 name,
                 source=uri,
                 run_id=os.environ.get(STEP_RUN),
                 tags=dict(tags),
-                description=description,
+                description=description(str(experiment), model_id),
                 model_id=model_id,
             )
             version = int(created.version)
@@ -91,22 +94,30 @@ def record_version(
     )
 
 
-def _find(client: "MlflowClient", name: str, evidence: str) -> int | None:
+def _find(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> int | None:
+    """The version with this evidence; if a submission is quoted, one that quotes any, too.
+
+    Nobody can approve a version without a submission, and none is added afterwards.
+    """
     for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get("dpoflow.evidence") == evidence:
+        same = found.tags.get("dpoflow.evidence") == tags["dpoflow.evidence"]
+        if same and (TAG not in tags or TAG in found.tags):
             return int(found.version)
     return None
 
 
 def _log_model(
-    client: "MlflowClient", name: str, policy: Path, reports: Sequence[Path], memory: Path
+    client: "MlflowClient",
+    name: str,
+    policy: Path,
+    reports: Sequence[Path],
+    memory: Path,
+    experiment: str,
 ) -> tuple[str, str]:
     """Log the model from its directory; returns its id and the URI of its files."""
     import mlflow
 
-    run_id = os.environ[STEP_RUN]
-    experiment = client.get_run(run_id).info.experiment_id
-    model = None
+    run_id, model = os.environ[STEP_RUN], None
     with contextlib.suppress(FileNotFoundError, ValueError, mlflow.MlflowException):
         model = client.get_logged_model(json.loads(memory.read_text("utf-8"))["model_id"])
     if model is None:

@@ -5,6 +5,7 @@
     GET  /reviews?model=NAME         versions with a case, and where each stands
     POST /rollbacks                  a reviewer asks to go back
     POST /promotions                 the promoter begins; then /promotions/ID/verified
+    GET  /promotions?model=NAME      what was promoted, and what is due; GET /promotions/ID
     GET  /audit?from=SEQ&limit=N     rows of the log; GET /audit/verify: whether it is whole
     GET  /drift                      aliases that are not what the log says
 
@@ -103,6 +104,7 @@ class Api:
             ("GET", re.compile(r"/reviews"), self._reviews),
             ("POST", re.compile(r"/rollbacks"), self._roll_back),
             ("POST", re.compile(r"/promotions"), self._promote),
+            ("GET", re.compile(r"/promotions"), self._promotions),
             ("GET", re.compile(r"/promotions/([0-9a-f]{32})"), self._promotion),
             ("POST", re.compile(r"/promotions/([0-9a-f]{32})/verified"), self._verified),
             ("GET", re.compile(r"/audit"), self._audit),
@@ -350,6 +352,18 @@ class Api:
         subject = f"{going.model}/{going.version}"
         turn.append(who.user, book.CLOSED, subject, "allowed", detail)
 
+    def _promotions(self, who: Who, asked: "_Asked") -> Any:
+        world, wanted = self._office.world(self._office.log.rows), asked.given("model")
+        models = [wanted] if wanted else world.book.begun_models()
+        return {
+            "promotions": [
+                {**each.told(), "at": each.at}
+                for model in models
+                for each in world.book.promotions(model)
+            ],
+            "due": _due(wanted, world),
+        }
+
     def _promotion(self, who: Who, promotion_id: str, asked: "_Asked") -> Any:
         found = book.Book(self._office.log.rows).promotion(promotion_id)
         if found is None:
@@ -395,8 +409,6 @@ class Api:
         return {"rows": [vars(entry) for entry in rows], "next": rows[-1].seq + 1 if rows else None}
 
     def _verify(self, who: Who, asked: "_Asked") -> Any:
-        if not who.holds("reviewer", "admin", "promoter"):
-            raise _Denied("The audit log is read by reviewers, admins and the promoter.", "audit")
         try:
             whole = audit.verify(self._office.log.engine, self._office.log.key)
         except DataRejected as error:
@@ -482,6 +494,21 @@ def _may_begin(subject: str, kind: str, world: World) -> tuple[int, str] | str:
         return "it is champion already"
     basis = rules.rollback_of if kind == "rollback" else rules.approval_of
     return basis(subject, world)
+
+
+def _due(wanted: str | None, world: World) -> list[dict[str, Any]]:
+    """What the promoter should promote or go back to now."""
+    bases = {"promotion": rules.approval_of, "rollback": rules.rollback_of}
+    found = []
+    for kind, subjects in (
+        ("promotion", world.book.approved_subjects()),
+        ("rollback", world.book.asked_back()),
+    ):
+        for subject, reason in subjects.items():
+            model, _, version = subject.rpartition("/")
+            if wanted in (None, model) and isinstance(bases[kind](subject, world), tuple):
+                found.append({"model": model, "version": version, "kind": kind, "reason": reason})
+    return found
 
 
 def _state(subject: str, opinion: book.Opinion | None, world: World) -> tuple[str, str | None]:

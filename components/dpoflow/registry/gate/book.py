@@ -20,6 +20,9 @@ BEGUN, VERIFIED, PROMOTED, CLOSED = (
     "promoted",
     "promotion-closed",
 )
+AGAIN = "champion-again"
+"""Champion was set to what it is. It stands for `promoted` where that row's own write failed: of
+two promoters at once MLflow may take the second's alone."""
 ROLLBACK = "rollback-asked"
 UNDONE = "undone"
 """A row whose write MLflow did not take; it counts for nothing."""
@@ -132,15 +135,37 @@ class Book:
         said = self._live([APPROVED, REJECTED], subject)
         return _opinion(said[-1]) if said else None
 
+    def approved_subjects(self) -> dict[str, str]:
+        """Versions whose last word is an approval, with its reason."""
+        said = {each.subject: each for each in self._live([APPROVED, REJECTED], None)}
+        return {
+            subject: str(last.detail["reason"])
+            for subject, last in said.items()
+            if last.action == APPROVED
+        }
+
+    def asked_back(self) -> dict[str, str]:
+        """Versions that somebody asked to go back to, with the last reason."""
+        return {each.subject: str(each.detail["reason"]) for each in self._rows([ROLLBACK], None)}
+
+    def begun_models(self) -> list[str]:
+        """Those that a promotion ever began for."""
+        return sorted({str(entry.detail["model"]) for entry in self._rows([BEGUN], None)})
+
     def promotions(self, model: str) -> list[Promotion]:
         """Oldest first, each with the state it is in."""
         steps = [
             entry
-            for entry in self._live([BEGUN, VERIFIED, PROMOTED, CLOSED], None)
+            for entry in self._live([BEGUN, VERIFIED, PROMOTED, AGAIN, CLOSED], None)
             if entry.detail.get("model") == model
         ]
         found: dict[str, Promotion] = {}
-        states: dict[str, Any] = {VERIFIED: "verified", PROMOTED: "done", CLOSED: "closed"}
+        states: dict[str, Any] = {
+            VERIFIED: "verified",
+            PROMOTED: "done",
+            AGAIN: "done",
+            CLOSED: "closed",
+        }
         for entry in steps:
             told = entry.detail
             if entry.action == BEGUN:
@@ -153,8 +178,7 @@ class Book:
 
     def all_open(self) -> list[Promotion]:
         """Of every model."""
-        models = {str(entry.detail["model"]) for entry in self._rows([BEGUN], None)}
-        return [going for model in sorted(models) if (going := self.open_promotion(model))]
+        return [going for model in self.begun_models() if (going := self.open_promotion(model))]
 
     def open_promotion(self, model: str) -> Promotion | None:
         """There is one at most."""
@@ -172,7 +196,9 @@ class Book:
     def champion(self, model: str) -> Promotion | None:
         """The promotion that made the champion, as the log has it."""
         entries = [
-            entry for entry in self._live([PROMOTED], None) if entry.detail.get("model") == model
+            entry
+            for entry in self._live([PROMOTED, AGAIN], None)
+            if entry.detail.get("model") == model
         ]
         if not entries:
             return None
@@ -190,7 +216,7 @@ class Book:
 
     def promoted_models(self) -> list[str]:
         """Those that ever had a champion."""
-        return sorted({str(entry.detail["model"]) for entry in self._live([PROMOTED], None)})
+        return sorted({str(entry.detail["model"]) for entry in self._live([PROMOTED, AGAIN], None)})
 
     def rollback(self, subject: str) -> Entry | None:
         """The last request to go back to a version."""

@@ -545,7 +545,7 @@ def _(action: act.SetAlias, who: Who, world: World) -> Verdict:
             "previous champion."
         )
     if last and last.version == action.version and not (going and going.at > last.at):
-        return Allowed("champion-again", {"promotion": last.id}, by_gate=True)
+        return Allowed(bk.AGAIN, promoted_detail(last), by_gate=True)
     if going is None or going.version != action.version:
         return Denied(f"No promotion of {action.subject} has begun; begin one first.")
     if going.state != "verified":
@@ -583,6 +583,9 @@ def approval_of(subject: str, world: World) -> tuple[int, str] | str:
         return f"nobody has approved it; {HOW_TO}"
     if not opinion.approves:
         return f"{opinion.reviewer} rejected it: {opinion.reason}"
+    if world.book.used(opinion.seq, subject.rpartition("/")[0]):
+        # Champion may be again what it was when this was given: after a rollback.
+        return f"its approval by {opinion.reviewer} made it champion once; approve it anew"
     if lapsed := lapsed_of(subject, opinion, world):
         return f"its approval by {opinion.reviewer} has lapsed: {lapsed}"
     return opinion.seq, opinion.policy_digest
