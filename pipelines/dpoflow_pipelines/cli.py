@@ -656,7 +656,7 @@ def label_create(
         raise ConfigError(
             f"--name takes letters, digits, points, dashes and underscores, got {name!r}"
         )
-    console, people = _console(), of_labels.reviewers_of(reviewers)
+    console, people = standard_console(), of_labels.reviewers_of(reviewers)
     read = of_labels.read_comparisons(file)
     asked = of_labels.drawn(read.comparisons, most)
     of_labels.show_read(console, read, asked)
@@ -683,7 +683,7 @@ def label_status(
     from dpoflow.tracking.labels import progress_of
     from dpoflow_pipelines.labels import show_progress
 
-    show_progress(_console(), progress_of(experiment, name))
+    show_progress(standard_console(), progress_of(experiment, name))
 
 
 def _fail(message: str, code: int) -> NoReturn:

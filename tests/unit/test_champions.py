@@ -29,7 +29,7 @@ def manifest(kind: str, *names: str) -> dict[str, Any]:
 
 def evidence(*names: str) -> dict[str, Any]:
     policy = manifest("train.policy", *names)
-    decision = manifest("evaluate.decision", "decision.json", "signature.json", "answers.html")
+    decision = manifest("evaluate.decision", "decision.json", "signature.json", "report.html")
     return {
         "roots": {"policy": policy["digest"], "decision": decision["digest"]},
         "manifests": {each["digest"]: each for each in (policy, decision)},

@@ -81,7 +81,7 @@ def _gates(document: Decision) -> str:
 def _reports(places: Places) -> str:
     here = f"#/experiments/{places.experiment_id}"
     files = f"{here}/models/{places.model_id}/artifacts"
-    links = [f"[answers side by side (answers.html), decision and evidence]({files})"]
+    links = [f"[the report (report.html), decision and evidence]({files})"]
     if places.run_id:
         links.append(f"[the run, with the report on the data]({here}/runs/{places.run_id})")
     return f"**To read:** {'; '.join(links)}."
