@@ -566,7 +566,9 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     job = replace(SmallJob.write(tmp_path), environment=asked)
     signer = f"evaluate.signer={server.signer}"
 
-    ended = job.run(tmp_path / "home", signer, *GATES)
+    short = ("synthesize.enabled=false", "train.epochs=1", signer, *GATES)
+
+    ended = job.run(tmp_path / "home", *short)
 
     assert ended.code == 0, ended.out + ended.err
     told = summary(tmp_path / "home")
@@ -589,7 +591,7 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     (run,) = (tmp_path / "home" / "runs").iterdir()
     noted = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(noted | {"state": "FAILED"}))
-    again = job.run(tmp_path / "home", signer, *GATES)
+    again = job.run(tmp_path / "home", *short)
     assert again.code == 0, again.out + again.err
     assert summary(tmp_path / "home")["registry"]["version"] == told["registry"]["version"]
     assert len(server.rows(action="submission")) == submissions
