@@ -12,7 +12,7 @@ import json
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
@@ -322,8 +322,11 @@ class Routes:
         self._native = list(_leaves(app.routes))
         self._flask = flask_app.url_map.bind("localhost")
 
-    def find(self, scope: "Scope", path: str, method: str) -> Route | None:
-        """Where the request goes. None: the app redirects it; NotFound where it goes nowhere."""
+    def find(self, scope: "Scope", path: str, method: str) -> Route:
+        """Where the request goes. Raises NotFound where it goes nowhere, or elsewhere by a detour.
+
+        MLflow would redirect a doubled slash, and its permissions refuse that to all but admins.
+        """
         from starlette.routing import Match
         from werkzeug.exceptions import HTTPException
         from werkzeug.routing import RequestRedirect
@@ -336,7 +339,7 @@ class Routes:
         try:
             rule, values = self._flask.match(path, method, return_rule=True)
         except RequestRedirect:
-            return None
+            raise NotFound(404) from None
         except HTTPException as error:
             raise NotFound(error.code or 404) from None
         return Route(str(rule.endpoint), native=False, values=values)
@@ -398,6 +401,20 @@ def safe_path(path: str) -> str:
         raise Unreadable("the path is not one below the artifact root") from None
     plain = posixpath.normpath(safe).strip("/")
     return "" if plain == "." else plain
+
+
+def refuse_nulls(asked: Sequence[Action]) -> None:
+    """PostgreSQL takes no null letter, so it could not be asked. Raises Unreadable."""
+    if any("\0" in word for action in asked for word in _words(tuple(vars(action).values()))):
+        raise Unreadable("it holds a null letter, which no name does")
+
+
+def _words(told: Any) -> Iterator[str]:
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, tuple):
+        for each in told:
+            yield from _words(each)
 
 
 # ---------------------------------------------------------------- what each route would do
