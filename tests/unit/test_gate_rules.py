@@ -199,9 +199,11 @@ def test_owners_of_schedules_do_not_approve_what_the_pipeline_submitted(tmp_path
     log = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
     log.prepare()
     owned = Court(log, Registry({"m/1": dict(TAGS)}, {"m": {}}, [Seal("model", MODEL_ID, "", "")]))
-    owned.submit(user="pipe", owner="rob")
+    owned.submit(user="pia", owner="rob")
 
     assert "rob owns the schedule" in owned.denied("rob", "reviewer", opinion("approve: x"))
+    told = owned.denied("pia", "pipeline reviewer", opinion("approve: x"))
+    assert "pia submitted m/1" in told
     owned.allowed("rita", "reviewer", opinion("approve: x"))
 
 
@@ -305,6 +307,17 @@ def test_an_approval_lapses_when_champion_is_another(court: Court) -> None:
     assert "champion has changed" in court.denied("prom", "promoter", CROWN)
 
 
+def test_an_approval_beside_another_champion_lapses_though_the_promotion_began_later(
+    court: Court,
+) -> None:
+    court.approve()
+    court.facts.named["m"]["champion"] = "7"
+    court.begin(state="verified", come_from="7")
+
+    told = court.denied("prom", "promoter", CROWN)
+    assert "champion was none when it was given, and is version 7 now" in told
+
+
 def test_an_approval_lapses_with_other_digests(court: Court) -> None:
     """A version that was deleted and made again under the same number, say."""
     court.approve()
@@ -360,6 +373,40 @@ def test_champion_is_put_back_where_the_log_has_it(court: Court) -> None:
 
     assert court.allowed("prom", "promoter", CROWN).row == "champion-again"
     assert "has begun" in court.denied("prom", "promoter", act.SetAlias("m", "champion", "2"))
+
+
+def test_of_two_promoters_at_once_the_one_whose_write_mlflow_took_made_the_champion(
+    court: Court,
+) -> None:
+    court.approve()
+    court.begin(state="verified")
+    first = court.allowed("prom", "promoter", CROWN)
+    row = court.log.append("prom", first.row, "m/1", "allowed", first.detail)
+    second = court.allowed("prom", "promoter", CROWN)
+    court.log.append("prom", second.row, "m/1", "allowed", second.detail)
+    court.log.append("prom", "undone", "m/1", "allowed", {"row": row.seq, "model": "m"})
+    court.facts.named["m"]["champion"] = "1"
+
+    champion = Book(court.log.rows).champion("m")
+    assert champion is not None
+    assert (champion.version, champion.state) == ("1", "done")
+    assert Book(court.log.rows).open_promotion("m") is None
+
+
+def test_an_approval_makes_one_champion_also_when_champion_is_what_it_was_again(
+    court: Court,
+) -> None:
+    court.approve()
+    court.begin(state="verified")
+    made = court.allowed("prom", "promoter", CROWN)
+    court.log.append("prom", made.row, "m/1", "allowed", made.detail)
+
+    world = World(
+        court.facts, Book(court.log.rows), People(), court.now, 14, frozenset({SIGNER}), CASE
+    )
+    assert "approve it anew" in str(rules.approval_of("m/1", world))
+    court.approve()
+    assert isinstance(rules.approval_of("m/1", world), tuple)
 
 
 def test_previous_champion_is_where_a_promotion_came_from(court: Court) -> None:

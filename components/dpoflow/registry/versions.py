@@ -282,7 +282,8 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         return ask(name, version)
     except mlflow.MlflowException as error:
         where = public(mlflow.get_tracking_uri())
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        absent = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+        if not absent and not (error.error_code == "PERMISSION_DENIED" and _is_new(client, name)):
             raise ServiceUnavailable(
                 f"MLflow at {where} does not tell of {what} ({quoted(error.message)}); "
                 "check MLFLOW_TRACKING_URI and try again"
@@ -293,6 +294,17 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
             else "the end of a run and its summary.json name the version that it recorded"
         )
         raise ConfigError(f"no version {what} in MLflow at {where}; {way_out}") from None
+
+
+def _is_new(client: "MlflowClient", name: str) -> bool:
+    """Whether there is no such model. Asked for its versions, basic-auth says that one may not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+    return False
 
 
 def _evidence(found: "ModelVersion", folder: Path) -> Evidence:

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -315,23 +316,35 @@ class NotFound(Exception):
         self.status = status
 
 
+_LONGEST_REMEMBERED = 400
+
+
 class Routes:
     """The routers of an app that MLflow made."""
 
     def __init__(self, app: Any, flask_app: Any) -> None:
         self._native = list(_leaves(app.routes))
         self._flask = flask_app.url_map.bind("localhost")
+        self._found = lru_cache(maxsize=4096)(self._look_up)
 
     def find(self, scope: "Scope", path: str, method: str) -> Route:
         """Where the request goes. Raises NotFound where it goes nowhere, or elsewhere by a detour.
 
         MLflow would redirect a doubled slash, and its permissions refuse that to all but admins.
         """
+        # What is remembered is asked for before anybody is known, so it is kept small.
+        look_up = self._found if len(path) <= _LONGEST_REMEMBERED else self._look_up
+        found = look_up(str(scope["path"]), str(scope.get("root_path", "")), path, method)
+        if isinstance(found, int):
+            raise NotFound(found)
+        return found
+
+    def _look_up(self, whole: str, root: str, path: str, method: str) -> Route | int:
         from starlette.routing import Match
         from werkzeug.exceptions import HTTPException
         from werkzeug.routing import RequestRedirect
 
-        as_routed = {**scope, "method": method}
+        as_routed = {"type": "http", "path": whole, "root_path": root, "method": method}
         for route in self._native:
             match, child = route.matches(as_routed)
             if match is Match.FULL:
@@ -339,9 +352,9 @@ class Routes:
         try:
             rule, values = self._flask.match(path, method, return_rule=True)
         except RequestRedirect:
-            raise NotFound(404) from None
+            return 404
         except HTTPException as error:
-            raise NotFound(error.code or 404) from None
+            return error.code or 404
         return Route(str(rule.endpoint), native=False, values=values)
 
 
