@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate gpu-check clean
+.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -58,6 +58,12 @@ bench-data: setup ## Time and memory of validate on a million pairs; build/bench
 
 bench-evaluate: setup ## Answers beside plain generate, and those kept; build/bench/evaluate.json
 	$(PYTHON) -m tests.bench.bench_evaluate $(ARGS)
+
+bench-gate: setup ## Ordinary MLflow writes with the gate and without; build/bench/gate.json
+	$(PYTHON) -m tests.bench.bench_gate $(ARGS)
+
+attack: setup ## What the gate refuses, tried by every role, and stock MLflow beside it; build/attack.md
+	$(PYTHON) -m tests.attack $(ARGS)
 
 bench: setup ## Each program in tests/bench, one after the other
 	@shopt -s nullglob; programs=(tests/bench/bench_*.py); \

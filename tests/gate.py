@@ -1,9 +1,11 @@
 """A live MLflow server with the gate, its people, and versions with a case made of a tiny model.
 
 Gives   `GateServer`: starts `dpoflow server`, on sqlite and local files if not told, and kills it;
+        `StockServer`: MLflow with basic-auth alone, else the same;
         `Person`: requests and MlflowClient of one user; `record`: a version as register records it
 """
 
+import configparser
 import contextlib
 import hashlib
 import json
@@ -32,6 +34,7 @@ from dpoflow.contracts.results import Decision
 from dpoflow.registry.lineage import Evidence
 from dpoflow.registry.signature import sign
 from dpoflow.registry.versions import evidence_tag
+from dpoflow_pipelines.server import HARDENED, Serving
 
 ROOT = Path(__file__).parents[1]
 API = "/api/2.0/mlflow"
@@ -213,6 +216,34 @@ class GateServer:
         return [
             row for row in self._rows if all(row[key] == value for key, value in wanted.items())
         ]
+
+
+class StockServer(GateServer):
+    """What `dpoflow server` starts, with MLflow's own basic-auth in the place of the gate."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        super().__init__(folder, **environment)
+        settings = configparser.RawConfigParser()
+        settings["mlflow"] = {
+            "default_permission": "READ",
+            "database_uri": self.database.replace("%", "%%"),
+            "admin_username": ADMIN,
+            "auth_cache_ttl_seconds": "30",
+            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        }
+        with (folder / "auth.ini").open("w") as written:
+            settings.write(written)
+        self.environment |= HARDENED | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
+
+    def command(self, *more: str) -> list[str]:
+        serving = Serving(
+            self.folder / "home",
+            port=self.port,
+            backend=self.database,
+            artifacts=more[more.index("--artifacts") + 1] if "--artifacts" in more else None,
+        )
+        told = ["basic-auth" if each == "dpoflow-gate" else each for each in serving.command()]
+        return [sys.executable, "-m", *told]
 
 
 @dataclass

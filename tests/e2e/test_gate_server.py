@@ -648,6 +648,8 @@ def test_no_spelling_of_a_path_goes_around(server: GateServer, case: Recorded) -
         request.prepare_auth(ada.session.auth)
         answer = ada.session.send(request, timeout=60)
         assert answer.status_code in (403, 404, 405), (path, answer.status_code, answer.text)
+        if answer.status_code == 403:
+            assert denied(server, "ada", answer)
     assert champion(server, case.name) is None
 
 
@@ -716,6 +718,9 @@ def test_strangers_are_unknown_and_said_to_be(server: GateServer, case: Recorded
     assert wrong.approve(case.subject).status_code == 401
     rows = [row for row in server.rows(outcome="denied") if row["subject"] == case.subject]
     assert {row["actor"] for row in rows[-2:]} == {""}
+    asked = {"model": case.name, "version": case.version, "kind": "promotion", "reason": "x"}
+    assert nobody.post(f"{GATE}/promotions", **asked).status_code == 401
+    assert server.rows(outcome="denied", action="promotions")[-1]["actor"] == ""
 
 
 def test_two_names_at_once_are_none(server: GateServer, case: Recorded) -> None:

@@ -607,6 +607,21 @@ def test_a_path_out_of_the_root_is_refused(path: str) -> None:
         act.safe_path(path)
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        act.SetAlias("support\0", "champion", "3"),
+        act.SetAlias("support", "champion\0", "3"),
+        act.WriteArtifact("1/x\0", "put"),
+        act.WriteRun(("a", "b\0"), "tag"),
+        act.CreateVersion("support", "s3://b/x", "", "", (("gate.submission", "\0"),)),
+    ],
+)
+def test_a_null_letter_is_refused_before_a_database_sees_it(action: act.Action) -> None:
+    with pytest.raises(act.Unreadable, match="null letter"):
+        act.refuse_nulls([act.SetAlias("support", "champion", "3"), action])
+
+
 # ---------------------------------------------------------------- roles
 
 

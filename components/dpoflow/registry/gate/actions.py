@@ -12,7 +12,7 @@ import json
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -316,6 +316,9 @@ class NotFound(Exception):
         self.status = status
 
 
+_LONGEST_REMEMBERED = 400
+
+
 class Routes:
     """The routers of an app that MLflow made."""
 
@@ -324,14 +327,19 @@ class Routes:
         self._flask = flask_app.url_map.bind("localhost")
         self._found = lru_cache(maxsize=4096)(self._look_up)
 
-    def find(self, scope: "Scope", path: str, method: str) -> Route | None:
-        """Where the request goes. None: the app redirects it; NotFound where it goes nowhere."""
-        found = self._found(str(scope["path"]), str(scope.get("root_path", "")), path, method)
+    def find(self, scope: "Scope", path: str, method: str) -> Route:
+        """Where the request goes. Raises NotFound where it goes nowhere, or elsewhere by a detour.
+
+        MLflow would redirect a doubled slash, and its permissions refuse that to all but admins.
+        """
+        # What is remembered is asked for before anybody is known, so it is kept small.
+        look_up = self._found if len(path) <= _LONGEST_REMEMBERED else self._look_up
+        found = look_up(str(scope["path"]), str(scope.get("root_path", "")), path, method)
         if isinstance(found, int):
             raise NotFound(found)
         return found
 
-    def _look_up(self, whole: str, root: str, path: str, method: str) -> Route | int | None:
+    def _look_up(self, whole: str, root: str, path: str, method: str) -> Route | int:
         from starlette.routing import Match
         from werkzeug.exceptions import HTTPException
         from werkzeug.routing import RequestRedirect
@@ -344,7 +352,7 @@ class Routes:
         try:
             rule, values = self._flask.match(path, method, return_rule=True)
         except RequestRedirect:
-            return None
+            return 404
         except HTTPException as error:
             return error.code or 404
         return Route(str(rule.endpoint), native=False, values=values)
@@ -406,6 +414,20 @@ def safe_path(path: str) -> str:
         raise Unreadable("the path is not one below the artifact root") from None
     plain = posixpath.normpath(safe).strip("/")
     return "" if plain == "." else plain
+
+
+def refuse_nulls(asked: Sequence[Action]) -> None:
+    """PostgreSQL takes no null letter, so it could not be asked. Raises Unreadable."""
+    if any("\0" in word for action in asked for word in _words(tuple(vars(action).values()))):
+        raise Unreadable("it holds a null letter, which no name does")
+
+
+def _words(told: Any) -> Iterator[str]:
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, tuple):
+        for each in told:
+            yield from _words(each)
 
 
 # ---------------------------------------------------------------- what each route would do

@@ -26,7 +26,13 @@ from urllib.parse import parse_qs
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.registry.gate import audit, book, rules
-from dpoflow.registry.gate.actions import CHAMPIONS, MAX_BODY_BYTES, Unreadable, json_of
+from dpoflow.registry.gate.actions import (
+    CHAMPIONS,
+    MAX_BODY_BYTES,
+    READS,
+    Unreadable,
+    json_of,
+)
 from dpoflow.registry.gate.rules import CHAMPION, Who, World
 
 if TYPE_CHECKING:
@@ -121,10 +127,13 @@ class Api:
         headers: Sequence[tuple[bytes, bytes]],
     ) -> Reply:
         """What a request below the prefix is answered."""
-        user = self._office.identity.user_of(headers)
+        user, below = self._office.identity.user_of(headers), path.removeprefix(self.prefix)
         if user is None:
+            if method not in READS:
+                detail = {"method": method, "path": path, "why": "nobody this server knows"}
+                self._office.log.append("", _name(below), below[:256], "denied", detail)
             return Reply.unknown()
-        below, who = path.removeprefix(self.prefix), self._office.who(user)
+        who = self._office.who(user)
         for verb, pattern, call in self._routes:
             match = pattern.fullmatch(below)
             if match and verb == method:
@@ -151,8 +160,7 @@ class Api:
             return Reply.error(error.status, code, error.sentence)
         except _Denied as error:
             detail = {"why": error.sentence, "path": f"{self.prefix}{below}"}
-            action = below.strip("/").partition("/")[0]
-            self._office.log.append(who.user, action, error.subject, "denied", detail)
+            self._office.log.append(who.user, _name(below), error.subject, "denied", detail)
             return Reply.denied(error.sentence)
 
     # ------------------------------------------------------------ who
@@ -451,6 +459,8 @@ class _Asked:
             value = str(value)  # versions
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise _Wrong(f"{key} must be a text, as {pattern.pattern}.")
+        if "\0" in value:
+            raise _Wrong(f"{key} holds a null letter, and no name does.")
         return value
 
     def given(self, key: str) -> str | None:
@@ -465,6 +475,11 @@ class _Asked:
         if not given.isdecimal() or len(given) > 18:
             raise _Wrong(f"{key} must be a number.")
         return int(given)
+
+
+def _name(below: str) -> str:
+    """What the log calls a call: the first part of its path, which has room for 64 letters."""
+    return below.strip("/").partition("/")[0][:64]
 
 
 def _sections(told: Any) -> dict[str, str]:

@@ -207,8 +207,8 @@ class Gate:
         except act.NotFound as error:
             code = "ENDPOINT_NOT_FOUND"
             raise Refused(Reply.error(error.status, code, "There is no such route.")) from None
-        guard = act.guard_of(route) if route else None
-        if route is None or guard is None:
+        guard = act.guard_of(route)
+        if guard is None:
             await self._app(scope, receive, send)
             return
         body = await _body(receive) if guard.needs_body else b""
@@ -231,6 +231,7 @@ class Gate:
         """What was decided. Raises Refused."""
         try:
             asked = guard.read(request)
+            act.refuse_nulls(asked)
         except act.Unreadable as error:
             asked = [act.Closed(route.name, f"This cannot be judged, so it is refused: {error}.")]
         cared_for = [each for each in asked if rules.is_guarded(each, self._office.facts)]

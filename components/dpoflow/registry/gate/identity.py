@@ -42,6 +42,8 @@ class BasicAuth:
         if told is None or told.type != "basic" or not told.username or told.password is None:
             return None
         name, password = str(told.username), str(told.password)
+        if "\0" in name:  # nobody is called so, and PostgreSQL does not even look
+            return None
         known = auth.store.authenticate_user(name, password)
         refused = auth._is_disabled_legacy_admin_login(name, password)  # noqa: SLF001
         return str(auth.store.get_user(name).username) if known and not refused else None
