@@ -31,6 +31,7 @@ from dpoflow.tracking.step_run import STEP_RUN
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 CHALLENGER: Literal["challenger"] = "challenger"
 
@@ -282,7 +283,7 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         return ask(name, version)
     except mlflow.MlflowException as error:
         where = public(mlflow.get_tracking_uri())
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if not _is_absence(client, name, error):
             raise ServiceUnavailable(
                 f"MLflow at {where} does not tell of {what} ({quoted(error.message)}); "
                 "check MLFLOW_TRACKING_URI and try again"
@@ -293,6 +294,18 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
             else "the end of a run and its summary.json name the version that it recorded"
         )
         raise ConfigError(f"no version {what} in MLflow at {where}; {way_out}") from None
+
+
+def _is_absence(client: "MlflowClient", name: str, error: "MlflowException") -> bool:
+    """Basic-auth refuses whoever asks for an alias of a model that is not there."""
+    from mlflow.exceptions import MlflowException
+
+    if error.error_code == "PERMISSION_DENIED":
+        try:
+            client.get_registered_model(name)
+        except MlflowException as told:
+            return bool(told.error_code == "RESOURCE_DOES_NOT_EXIST")
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
