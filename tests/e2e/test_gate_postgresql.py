@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 
 def test_a_killed_server_on_postgresql_goes_on_where_it_was(tmp_path: Path) -> None:
-    with postgresql(tmp_path / "pg") as uri:
+    with postgresql() as uri:
         server = GateServer(tmp_path / "gate", MLFLOW_BACKEND_STORE_URI=uri)
         try:
             server.start()

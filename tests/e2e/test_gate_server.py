@@ -4,6 +4,7 @@ One server for all of it, since each takes a while to start; each test has a mod
 """
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,15 @@ from tests.gate import (
     Recorded,
     copy_files,
     log_model,
+    password_of,
     promote,
     record,
     sentence,
 )
+
+from dpoflow.contracts.base import sha256_json
+from dpoflow.state.step import StepState
+from dpoflow.tracking.step_run import step_run
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 EVERYBODY = sorted(PEOPLE)
@@ -495,6 +501,27 @@ def test_the_step_that_recorded_a_version_may_still_end(server: GateServer) -> N
     assert ada.post(f"{API}/runs/update", run_id=version.run_id, status="FINISHED").ok
 
     denied(server, "ada", ada.post(f"{API}/runs/log-metric", **late))
+
+
+def test_a_step_that_is_run_again_beside_a_sealed_run_makes_another(
+    server: GateServer, case: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StepState(server.folder / "again" / "state" / "key", "register")
+    state.folder.mkdir(parents=True)
+    told = {"uri_sha256": sha256_json(server.url), "parent": "", "run_id": case.run_id}
+    (state.folder / "mlflow.json").write_text(json.dumps(told))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password_of("ada"))
+    monkeypatch.setenv("DPOFLOW_MLFLOW_EXPERIMENT", case.experiment_id)
+    monkeypatch.setenv("DPOFLOW_MLFLOW_STEP_RUN", "")
+
+    with step_run("register", task="register", config={}, parents={}, state=state):
+        made = os.environ["DPOFLOW_MLFLOW_STEP_RUN"]
+
+    assert made != case.run_id
+    got = server.person("ada").get(f"{API}/runs/get", run_id=made).json()["run"]["info"]
+    assert got["status"] == "FINISHED"
 
 
 def test_nobody_seals_what_they_may_not_write(server: GateServer) -> None:

@@ -219,9 +219,9 @@ def test_two_processes_that_append_at_once_make_one_whole_chain(tmp_path: Path) 
     engine.dispose()
 
 
-def test_postgresql_keeps_the_log_as_sqlite_does(tmp_path: Path) -> None:
+def test_postgresql_keeps_the_log_as_sqlite_does() -> None:
     """Two processes that append, triggers that refuse, and an owner who takes them off."""
-    with postgresql(tmp_path / "pg") as uri:
+    with postgresql() as uri:
         append_from_two_processes(uri)
         engine = audit.engine_of(uri)
         assert audit.verify(engine, KEY).rows == 120

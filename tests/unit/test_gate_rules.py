@@ -199,9 +199,11 @@ def test_owners_of_schedules_do_not_approve_what_the_pipeline_submitted(tmp_path
     log = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
     log.prepare()
     owned = Court(log, Registry({"m/1": dict(TAGS)}, {"m": {}}, [Seal("model", MODEL_ID, "", "")]))
-    owned.submit(user="pipe", owner="rob")
+    owned.submit(user="pia", owner="rob")
 
     assert "rob owns the schedule" in owned.denied("rob", "reviewer", opinion("approve: x"))
+    told = owned.denied("pia", "pipeline reviewer", opinion("approve: x"))
+    assert "pia submitted m/1" in told
     owned.allowed("rita", "reviewer", opinion("approve: x"))
 
 
@@ -303,6 +305,17 @@ def test_an_approval_lapses_when_champion_is_another(court: Court) -> None:
     court.facts.named["m"]["champion"] = "7"
 
     assert "champion has changed" in court.denied("prom", "promoter", CROWN)
+
+
+def test_an_approval_beside_another_champion_lapses_though_the_promotion_began_later(
+    court: Court,
+) -> None:
+    court.approve()
+    court.facts.named["m"]["champion"] = "7"
+    court.begin(state="verified", come_from="7")
+
+    told = court.denied("prom", "promoter", CROWN)
+    assert "champion was none when it was given, and is version 7 now" in told
 
 
 def test_an_approval_lapses_with_other_digests(court: Court) -> None:

@@ -114,8 +114,7 @@ def _own_run(client: "MlflowClient", step: str, task: str, folder: Path) -> str:
     with contextlib.suppress(FileNotFoundError, ValueError):
         known = json.loads(memory.read_text("utf-8"))
         same = {key: known.get(key) for key in identity} == identity
-        if same and client.get_run(known["run_id"]).info.lifecycle_stage == "active":
-            client.update_run(known["run_id"], status="RUNNING")
+        if same and _goes_on(client, str(known["run_id"])):
             return str(known["run_id"])
     tags = {"mlflow.runName": task, "dpoflow.step": step}
     if parent:
@@ -123,6 +122,21 @@ def _own_run(client: "MlflowClient", step: str, task: str, folder: Path) -> str:
     run_id: str = client.create_run(experiment, tags=tags).info.run_id
     write_text(memory, json.dumps(identity | {"run_id": run_id}))
     return run_id
+
+
+def _goes_on(client: "MlflowClient", run_id: str) -> bool:
+    """Whether a run could be opened again: the gate closes those that a version rests on."""
+    from mlflow.exceptions import MlflowException
+
+    if client.get_run(run_id).info.lifecycle_stage != "active":
+        return False
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        return False
+    return True
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

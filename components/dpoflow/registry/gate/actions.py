@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -321,14 +322,21 @@ class Routes:
     def __init__(self, app: Any, flask_app: Any) -> None:
         self._native = list(_leaves(app.routes))
         self._flask = flask_app.url_map.bind("localhost")
+        self._found = lru_cache(maxsize=4096)(self._look_up)
 
     def find(self, scope: "Scope", path: str, method: str) -> Route | None:
         """Where the request goes. None: the app redirects it; NotFound where it goes nowhere."""
+        found = self._found(str(scope["path"]), str(scope.get("root_path", "")), path, method)
+        if isinstance(found, int):
+            raise NotFound(found)
+        return found
+
+    def _look_up(self, whole: str, root: str, path: str, method: str) -> Route | int | None:
         from starlette.routing import Match
         from werkzeug.exceptions import HTTPException
         from werkzeug.routing import RequestRedirect
 
-        as_routed = {**scope, "method": method}
+        as_routed = {"type": "http", "path": whole, "root_path": root, "method": method}
         for route in self._native:
             match, child = route.matches(as_routed)
             if match is Match.FULL:
@@ -338,7 +346,7 @@ class Routes:
         except RequestRedirect:
             return None
         except HTTPException as error:
-            raise NotFound(error.code or 404) from None
+            return error.code or 404
         return Route(str(rule.endpoint), native=False, values=values)
 
 
