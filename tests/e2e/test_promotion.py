@@ -6,11 +6,11 @@ One server for all; each test has a model of its own.
 import itertools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
+from tests.promoter import started
 from tests.tiny import tiny_folder
 
 from dpoflow.contracts import manifest
@@ -105,14 +106,17 @@ def errors(outcomes: list[Outcome]) -> list[str]:
     return [str(each.error) for each in outcomes if each.error]
 
 
-def environment_of(server: GateServer, user: str, url: str = "") -> dict[str, str]:
+def identity_of(user: str, url: str) -> dict[str, str]:
     return {
-        **server.environment,
-        "MLFLOW_TRACKING_URI": url or server.url,
+        "MLFLOW_TRACKING_URI": url,
         "MLFLOW_TRACKING_USERNAME": user,
         "MLFLOW_TRACKING_PASSWORD": password_of(user),
         "NO_PROXY": "127.0.0.1",
     }
+
+
+def environment_of(server: GateServer, user: str) -> dict[str, str]:
+    return {**server.environment, **identity_of(user, server.url)}
 
 
 def dpoflow(server: GateServer, user: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -406,6 +410,9 @@ def test_pull_hands_nothing_over_where_a_file_of_the_copy_was_changed(
 
     with pytest.raises(DataRejected, match="nothing of it is handed over"):
         pulled(f"{bench.model}@champion", tmp_path / "served", server, monkeypatch)
+    config.unlink()
+    with pytest.raises(DataRejected, match=r"config\.json, of .* is not in the artifact store"):
+        pulled(f"{bench.model}@champion", tmp_path / "served", server, monkeypatch)
 
     assert not (tmp_path / "served").exists()
 
@@ -451,22 +458,22 @@ def test_an_alias_that_was_moved_past_the_server_is_drift_and_is_not_handed_over
         move(first.version)
 
 
-def test_two_promoters_at_once_make_one_champion(
-    server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_promoters_at_once_make_one_champion(server: GateServer, bench: Bench) -> None:
     version = bench.approved()
 
-    def run(_: int) -> "subprocess.CompletedProcess[str]":
-        return dpoflow(server, "prom", "review", "promote")
+    many = [started(identity_of("prom", server.url)) for _ in range(6)]
+    for each in many:
+        each.join()
 
-    with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(run, range(4)))
-
-    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
+    assert [each.exitcode for each in many] == [0] * 6
     assert bench.aliases["champion"] == version.version
-    rows = server.rows(action="promoted", subject=version.subject)
-    assert len(rows) == 1
     assert len(server.rows(action="promotion-begun", subject=version.subject)) == 1
+    (promotion_done,) = (
+        server.person("ada").get(f"{GATE}/promotions", model=bench.model).json()["promotions"]
+    )
+    assert promotion_done["state"] == "done"
+    drift = server.person("ada").get(f"{GATE}/drift").json()["drift"]
+    assert bench.model not in {each["model"] for each in drift}
 
 
 def test_a_watching_promoter_lives_through_a_server_that_is_killed(
@@ -503,14 +510,11 @@ def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
     with proxy.serving() as url:
         while True:
             proxy.when = next(rounds)
-            proxy.victim = subprocess.Popen(
-                [*DPOFLOW, "review", "promote"],
-                env=environment_of(server, "prom", url),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            if proxy.victim.wait() == 0:
+            proxy.victim = started(identity_of("prom", url))
+            proxy.victim.join()
+            if proxy.victim.exitcode == 0:
                 break
+            assert proxy.victim.exitcode == -signal.SIGKILL
             assert bench.aliases["champion"] in (first.version, version.version)
             assert server.person("rita").get(f"{GATE}/audit/verify").json()["whole"]
 

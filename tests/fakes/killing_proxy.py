@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import subprocess
+    from multiprocessing.process import BaseProcess
 
 When = Literal["before", "after"]
 _NOT_PASSED = {"connection", "transfer-encoding", "content-length", "keep-alive", "host"}
@@ -26,19 +26,20 @@ class KillingProxy:
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.when: When | None = None
-        self.victim: subprocess.Popen[bytes] | None = None
+        self.victim: BaseProcess | None = None
         self.struck: list[tuple[When, str]] = []
         self._lock = threading.Lock()
 
     def strikes(self, label: str, when: When) -> bool:
-        """Whether this is the moment; then the program is dead."""
+        """Whether this is the moment; then the program is killed."""
         with self._lock:
-            if self.when != when or (when, label) in self.struck or self.victim is None:
+            victim = self.victim
+            if self.when != when or (when, label) in self.struck or victim is None:
                 return False
+            assert victim.pid is not None
             self.struck.append((when, label))
             self.when = None
-            os.kill(self.victim.pid, signal.SIGKILL)
-            self.victim.wait()
+            os.kill(victim.pid, signal.SIGKILL)
             return True
 
     @contextmanager

@@ -16,7 +16,7 @@ whole. No file of a copy is believed before its bytes were hashed.
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -52,12 +52,23 @@ class Sealed:
 
 def read_sealed(team: Team, folder: str, what: str) -> Sealed:
     """What the evidence in a folder of the artifact root says, once its digests add up."""
-    if team.files(folder).get(EVIDENCE, 0) > _MAX_EVIDENCE:
+    there = team.files(folder)
+    _must_be_there([EVIDENCE], there, folder, what)
+    if there[EVIDENCE] > _MAX_EVIDENCE:
         raise DataRejected(f"the evidence of {what} has more than {_MAX_EVIDENCE:,} bytes")
     with tempfile.TemporaryDirectory() as draft:
         path = Path(draft) / EVIDENCE
         entry = team.fetch(f"{folder}/{EVIDENCE}", path)
         return sealed_of(path.read_bytes(), entry, what)
+
+
+def _must_be_there(names: Iterable[str], there: Mapping[str, int], folder: str, what: str) -> None:
+    """Looked up in a listing: of a file that is gone some artifact stores make an outage."""
+    if gone := sorted(set(names) - there.keys()):
+        raise DataRejected(
+            f"{folder}/{gone[0]}, of {what}, is not in the artifact store any more; restore it "
+            "from a backup"
+        )
 
 
 def sealed_of(text: bytes, entry: FileEntry, what: str) -> Sealed:
@@ -93,6 +104,7 @@ def copy(team: Team, source: str, target: str, sealed: Sealed, what: str, say: S
     What is there already is not sent again. Raises DataRejected where the source is not what was
     evaluated, Refused where the gate takes no file.
     """
+    _must_be_there(sealed.files, team.files(source), source, what)
     for folder in _folders(target):
         there = team.files(folder)
         if not _fits(there, sealed):
@@ -151,12 +163,18 @@ def _send_file(team: Team, source: str, to: str, wanted: FileEntry, what: str) -
                 f"{source} is not the file of {what} that was evaluated: it was changed in the "
                 "artifact store; reject the version, and run its spec again"
             )
+        if _is_there(team, to):
+            return  # another promoter was faster; what is there is read back
         try:
             team.put(to, path)
         except Refused:
-            folder, _, name = to.rpartition("/")
-            if name not in team.files(folder):
-                raise  # else another promoter was faster, and what is there is read back
+            if not _is_there(team, to):
+                raise
+
+
+def _is_there(team: Team, path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    return name in team.files(folder)
 
 
 def first_wrong(team: Team, folder: str, sealed: Sealed) -> str | None:
@@ -203,6 +221,8 @@ def check_policy(sealed: Sealed, policy_digest: str, what: str) -> None:
 
 def read_model(team: Team, folder: str, sealed: Sealed, what: str, into: Path) -> None:
     """The model's files from a folder of the artifact root. DataRejected at the first changed."""
+    names = [f"{MODEL}/{name}" for name in sealed.policy.files]
+    _must_be_there(names, team.files(folder), folder, what)
     for name in sorted(sealed.policy.files):
         path = into / name
         path.parent.mkdir(parents=True, exist_ok=True)

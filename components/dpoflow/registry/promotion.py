@@ -16,7 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError, GateNotPassed
+from dpoflow.contracts.errors import (
+    ConfigError,
+    DataRejected,
+    DpoflowError,
+    GateNotPassed,
+    ServiceUnavailable,
+)
 from dpoflow.registry.champions import Sealed, check_policy, copy, read_sealed, whole_copy
 from dpoflow.registry.team import GATE, MLFLOW, Refused, Team, folder_of
 
@@ -58,7 +64,7 @@ def promote_due(team: Team, say: Say) -> list[Outcome]:
         # One that has begun goes first: it is in the way of others of its model.
         key=lambda each: (each.model, going.get(each.model, {}).get("version") != each.version),
     )
-    _mend_previous(team, told["promotions"], {each.model for each in due}, say)
+    _mend(team, told["promotions"], {each.model for each in due}, say)
     outcomes: list[Outcome] = []
     stuck = dict[str, str]()
     for each in due:
@@ -150,24 +156,28 @@ def _is_done(team: Team, due: Due, begun: Mapping[str, Any]) -> bool:
     return bool(done) and done[-1]["version"] == due.version
 
 
-def _mend_previous(
-    team: Team, promotions: list[Mapping[str, Any]], going: set[str], say: Say
-) -> None:
-    """Where a promotion was refused at its last step, previous_champion is what it was before.
+def _mend(team: Team, promotions: list[Mapping[str, Any]], going: set[str], say: Say) -> None:
+    """Where somebody was killed at the last step, the aliases are what the log has.
 
+    A server between its row and the alias leaves the champion of before; a promotion that was
+    refused at its last step leaves previous_champion ahead. Anything else is drift, and is told.
     `going` are models on whose aliases somebody may be at work.
     """
     last = {each["model"]: each for each in promotions if each["state"] == "done"}
     for model, done in sorted(last.items()):
-        before = done["from"]
-        if model in going or not before:
+        if model in going:
             continue
         try:
-            if aliases_of(team, model).get(PREVIOUS) != before:
-                _set_alias(team, model, before, PREVIOUS)
-                say(f"{PREVIOUS} of {model} is {before} again, as the log has it")
+            aliases = aliases_of(team, model)
+            wanted = {PREVIOUS: done["from"]} if done["from"] else {}
+            if aliases.get(CHAMPION) == done["from"]:
+                wanted[CHAMPION] = done["version"]
+            for alias, version in wanted.items():
+                if aliases.get(alias) != version:
+                    _set_alias(team, model, version, alias)
+                    say(f"{alias} of {model} is {version} again, as the log has it")
         except (ConfigError, Refused) as error:  # model or version are gone: drift says so, too
-            say(f"{PREVIOUS} of {model} stays as it is: {error}")
+            say(f"the aliases of {model} stay as they are: {error}")
 
 
 # ---------------------------------------------------------------- what a server holds
@@ -231,4 +241,9 @@ def check_tags(version: Mapping[str, Any], sealed: Sealed, what: str) -> None:
 
 
 def _set_alias(team: Team, model: str, version: str, alias: str) -> None:
-    team.post(f"{MLFLOW}/registered-models/alias", name=model, alias=alias, version=version)
+    """Raises what kept it from being set; another promoter may have set it meanwhile."""
+    try:
+        team.post(f"{MLFLOW}/registered-models/alias", name=model, alias=alias, version=version)
+    except (ConfigError, ServiceUnavailable):  # MLflow's store takes one of two at the same time
+        if aliases_of(team, model).get(alias) != version:
+            raise

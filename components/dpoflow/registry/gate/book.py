@@ -20,6 +20,9 @@ BEGUN, VERIFIED, PROMOTED, CLOSED = (
     "promoted",
     "promotion-closed",
 )
+AGAIN = "champion-again"
+"""Champion was set to what it is. It stands for `promoted` where that row's own write failed: of
+two promoters at once MLflow may take the second's alone."""
 ROLLBACK = "rollback-asked"
 UNDONE = "undone"
 """A row whose write MLflow did not take; it counts for nothing."""
@@ -153,11 +156,16 @@ class Book:
         """Oldest first, each with the state it is in."""
         steps = [
             entry
-            for entry in self._live([BEGUN, VERIFIED, PROMOTED, CLOSED], None)
+            for entry in self._live([BEGUN, VERIFIED, PROMOTED, AGAIN, CLOSED], None)
             if entry.detail.get("model") == model
         ]
         found: dict[str, Promotion] = {}
-        states: dict[str, Any] = {VERIFIED: "verified", PROMOTED: "done", CLOSED: "closed"}
+        states: dict[str, Any] = {
+            VERIFIED: "verified",
+            PROMOTED: "done",
+            AGAIN: "done",
+            CLOSED: "closed",
+        }
         for entry in steps:
             told = entry.detail
             if entry.action == BEGUN:
@@ -188,7 +196,9 @@ class Book:
     def champion(self, model: str) -> Promotion | None:
         """The promotion that made the champion, as the log has it."""
         entries = [
-            entry for entry in self._live([PROMOTED], None) if entry.detail.get("model") == model
+            entry
+            for entry in self._live([PROMOTED, AGAIN], None)
+            if entry.detail.get("model") == model
         ]
         if not entries:
             return None
@@ -206,7 +216,7 @@ class Book:
 
     def promoted_models(self) -> list[str]:
         """Those that ever had a champion."""
-        return sorted({str(entry.detail["model"]) for entry in self._live([PROMOTED], None)})
+        return sorted({str(entry.detail["model"]) for entry in self._live([PROMOTED, AGAIN], None)})
 
     def rollback(self, subject: str) -> Entry | None:
         """The last request to go back to a version."""

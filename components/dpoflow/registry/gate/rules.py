@@ -545,7 +545,7 @@ def _(action: act.SetAlias, who: Who, world: World) -> Verdict:
             "previous champion."
         )
     if last and last.version == action.version and not (going and going.at > last.at):
-        return Allowed("champion-again", {"promotion": last.id}, by_gate=True)
+        return Allowed(bk.AGAIN, promoted_detail(last), by_gate=True)
     if going is None or going.version != action.version:
         return Denied(f"No promotion of {action.subject} has begun; begin one first.")
     if going.state != "verified":
