@@ -28,7 +28,7 @@ class Up:
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("MLFLOW_", "DPOFLOW_", "AWS_"))
-        } | {"PYTHONPATH": own_path(folder)}
+        } | {"PYTHONPATH": own_path(folder / "installed")}
 
     def command(self, *arguments: str) -> list[str]:
         program = str(ROOT / "infra" / "local" / "up.py")
