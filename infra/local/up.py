@@ -76,19 +76,23 @@ class Place:
         """Of MLflow."""
         return f"http://127.0.0.1:{self.keys['port']}"
 
-    def draw(self, port: int | None) -> None:
+    def keep(self) -> None:
+        """What is known, for the next `up`."""
+        write(self.folder / "keys.json", json.dumps(self.keys, indent=2) + "\n")
+
+    def draw(self) -> None:
         """Keys and passwords, where there are none yet; nothing that is there is drawn again."""
         path = self.folder / "keys.json"
-        drawn: dict[str, Any] = {
+        self.keys = {
             "port": 5000,
             "server": secrets.token_hex(32),
             "s3": {"key": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)},
             "passwords": {role: secrets.token_urlsafe(18) for role in ROLES},
         }
         if path.exists():
-            drawn = json.loads(path.read_text("utf-8"))
-        self.keys = drawn | ({"port": port} if port else {})
-        write(path, json.dumps(self.keys, indent=2) + "\n")
+            self.keys = json.loads(path.read_text("utf-8"))
+        else:
+            self.keep()
         if not (self.folder / "audit.key").exists():
             write(self.folder / "audit.key", secrets.token_hex(32))
         if not (self.folder / "signing.pem").exists():
@@ -133,8 +137,8 @@ class Place:
 
 def up(place: Place, port: int | None) -> None:
     """Start what does not run; return once everybody can log in and a file can be kept."""
-    place.draw(port)
-    check_port(place)
+    place.draw()
+    settle_port(place, port or place.keys["port"])
     say(1, "PostgreSQL")
     database = start_postgresql(place)
     say(2, "SeaweedFS")
@@ -235,6 +239,7 @@ def start_seaweedfs(place: Place) -> dict[str, str]:
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}"),
             *(f"-{name}.port={port}" for name, port in ports.items()),
         ]
+        stop_part(place, "server")  # one that is left from before asks at the port of before
         start(place, "weed", command, own | {"HOME": str(folder), "TMPDIR": str(folder)})
     client = own | {
         "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{noted.read_text('utf-8')}",
@@ -267,10 +272,10 @@ def keeps_an_object(client: Mapping[str, str]) -> bool:
 
 def start_server(place: Place, database: str, s3: Mapping[str, str]) -> None:
     """Until the admin can log in."""
-    if running(place, "server") and not listens(place):  # its start was cut short with `up`
+    port = str(place.keys["port"])
+    if running(place, "server") and not listens(int(port)):  # a start was cut short with `up`
         stop_part(place, "server")
     if not running(place, "server"):
-        port = str(place.keys["port"])
         artifacts = f"s3://{BUCKET}/mlflow"
         home = str(place.folder)
         command = dpoflow("server", "--home", home, "--port", port, "--artifacts", artifacts)
@@ -402,18 +407,22 @@ def wait_for(place: Place, part: str, holds: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def check_port(place: Place) -> None:
-    """Ours, or nobody's."""
-    port = place.keys["port"]
-    if running(place, "server") or not listens(place):
-        return
-    stop(f'something else listens at 127.0.0.1:{port}; name another: make up ARGS="--port 5001"')
+def settle_port(place: Place, port: int) -> None:
+    """The port is ours, or nobody's; who knows another is stopped, and starts with this one."""
+    moves = port != place.keys["port"]
+    if listens(port) and (moves or not running(place, "server")):
+        stop(f'something else listens at 127.0.0.1:{port}; name another: make up ARGS="--port N"')
+    if moves:
+        stop_part(place, "promoter")
+        stop_part(place, "server")
+        place.keys["port"] = port
+        place.keep()
 
 
-def listens(place: Place) -> bool:
-    """Whether anybody does at MLflow's port."""
+def listens(port: int) -> bool:
+    """Whether anybody does there."""
     with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", place.keys["port"]), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
         return True
     return False
 

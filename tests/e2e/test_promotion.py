@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.job import SmallJob, summary
+from tests.e2e.job import OPEN_GATES, SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
 from tests.promoter import started
@@ -538,25 +538,6 @@ def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
     assert [path.name for path in bench.on_disk(version, protected=True).iterdir()] == ["1"]
 
 
-GATES = [
-    f"evaluate.gates.{name}"
-    for name in (
-        "win_rate=0",
-        "champion_win_rate=null",
-        "equal_length=null",
-        "heldout_rubric=null",
-        "perplexity_ratio=null",
-        "heldout_perplexity=null",
-        "finished=null",
-        "length_ratio=null",
-        "duplicate_answers=null",
-        "refusal_drift=null",
-        "language_drift=null",
-    )
-]
-"""A model of random weights wins nothing: what is shown here is the road, not the candidate."""
-
-
 def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     server: GateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,7 +546,7 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     job = replace(SmallJob.write(tmp_path), environment=asked)
     signer = f"evaluate.signer={server.signer}"
 
-    ended = job.run(tmp_path / "home", signer, *GATES)
+    ended = job.run(tmp_path / "home", signer, *OPEN_GATES)
 
     assert ended.code == 0, ended.out + ended.err
     told = summary(tmp_path / "home")
@@ -588,7 +569,7 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     (run,) = (tmp_path / "home" / "runs").iterdir()
     noted = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(noted | {"state": "FAILED"}))
-    again = job.run(tmp_path / "home", signer, *GATES)
+    again = job.run(tmp_path / "home", signer, *OPEN_GATES)
     assert again.code == 0, again.out + again.err
     assert summary(tmp_path / "home")["registry"]["version"] == told["registry"]["version"]
     assert len(server.rows(action="submission")) == submissions

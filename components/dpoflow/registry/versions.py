@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -49,7 +49,7 @@ def record_version(
     name: str,
     policy: Path,
     *,
-    reports: Sequence[Path],
+    reports: Mapping[str, Path],
     alias: Literal["challenger"] | None,
     description: Callable[[str, str], str],
     tags: Mapping[str, str],
@@ -111,7 +111,7 @@ def _log_model(
     client: "MlflowClient",
     name: str,
     policy: Path,
-    reports: Sequence[Path],
+    reports: Mapping[str, Path],
     memory: Path,
     experiment: str,
 ) -> tuple[str, str]:
@@ -133,7 +133,7 @@ def _log_model(
 
 
 def _mlflow_folder(
-    policy: Path, folder: Path, reports: Sequence[Path], *, model_id: str, run_id: str
+    policy: Path, folder: Path, reports: Mapping[str, Path], *, model_id: str, run_id: str
 ) -> None:
     """A folder that MLflow's transformers flavour loads, made of hard links: no weight is copied.
 
@@ -147,8 +147,8 @@ def _mlflow_folder(
     publish(policy, tokenizer)
     for weights in tokenizer.glob("*.safetensors*"):
         weights.unlink()
-    for report in reports:
-        (folder / report.name).write_bytes(report.read_bytes())
+    for name, report in reports.items():
+        (folder / name).write_bytes(report.read_bytes())
     config = json.loads((policy / "config.json").read_text("utf-8"))
     described = Model(run_id=run_id, model_id=model_id)
     described.add_flavor(
