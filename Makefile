@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check clean
+.PHONY: help setup demo up down test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -19,6 +19,12 @@ setup: ## .venv with everything in it; at once where nothing changed
 
 demo: setup ## The whole pipeline on this machine: facts in build/demo/summary.json
 	.venv/bin/dpoflow run pipelines/configs/demo.yaml --home build/demo --require promote
+
+up: setup ## A team's server on this machine, with reviewers and a promoter; ARGS="--port 5001"
+	$(PYTHON) infra/local/up.py up $(ARGS)
+
+down: setup ## Stop it; build/up keeps what there was
+	$(PYTHON) infra/local/up.py down
 
 test: setup ## What a change must pass, on CPU
 	$(IN_TWO) -m "not full"
@@ -71,5 +77,6 @@ bench: setup ## Each program in tests/bench, one after the other
 	for program in "$${programs[@]}"; do echo "== $$program"; module=$${program%.py}; $(PYTHON) -m "$${module//\//.}"; done
 
 clean: ## Away with build, dist and caches; .venv and .dpoflow stay
+	if [[ -d build/up && -x $(PYTHON) ]]; then $(PYTHON) infra/local/up.py down; fi
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find components pipelines infra tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,6 +71,12 @@ def _entry_point(folder: Path) -> str:
     return str(folder)
 
 
+def own_path(folder: Path) -> str:
+    """PYTHONPATH of a server that is this checkout's."""
+    own = (str(ROOT / "components"), str(ROOT / "pipelines"), _entry_point(folder))
+    return os.pathsep.join(filter(None, (*own, os.environ.get("PYTHONPATH", ""))))
+
+
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """A real PostgreSQL; its URI.
@@ -103,21 +109,10 @@ class GateServer:
             self.signer = key.public_key().public_bytes_raw().hex()
             self.audit_key.write_text(secrets.token_hex(32))
         self.set_roles(PEOPLE)
-        path = os.pathsep.join(
-            filter(
-                None,
-                [
-                    str(ROOT / "components"),
-                    str(ROOT / "pipelines"),
-                    _entry_point(folder / "installed"),
-                    os.environ.get("PYTHONPATH", ""),
-                ],
-            )
-        )
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
-            "PYTHONPATH": path,
+            "PYTHONPATH": own_path(folder / "installed"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
             "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
             "MLFLOW_AUTH_ADMIN_PASSWORD": password_of(ADMIN),

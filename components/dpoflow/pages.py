@@ -19,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem
 h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: 1rem 0; width: 100% }
 td, th { border: 1px solid #ccc; padding: .4rem .6rem; text-align: left; vertical-align: top }
-td { overflow-wrap: anywhere } td.text { white-space: pre-wrap; width: 34% }
+td, p { overflow-wrap: anywhere } th:first-child { min-width: 9rem }
+td.good, td.bad { white-space: nowrap } td.text { white-space: pre-wrap; width: 34% }
 td.number { text-align: right; width: 6rem }
 svg { height: auto; max-width: 100% }
 .good { color: #146c2e } .bad { color: #b3261e } .unsure { color: #8a5a00 }

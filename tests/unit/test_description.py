@@ -10,7 +10,7 @@ from dpoflow.contracts.results import Decision, Gate, Verdict
 from dpoflow.register.description import Places, describe, plain
 from dpoflow.registry.lineage import Evidence
 
-PLACES = Places("7", "m-1", "r-1")
+PLACES = Places("7", "m-1", "r-1", frozenset({"report.html", "validate.html"}))
 
 
 def manifest(kind: str, digest: str, **parents: str) -> Manifest:
@@ -58,7 +58,7 @@ def test_what_cannot_be_approved_is_not_said_to_be() -> None:
 
 
 def test_every_artifact_down_to_the_sources_is_named_once_by_its_whole_digest() -> None:
-    assert re.findall(r"^\| ([a-z.]+) \| `(\w{64})` \|$", page(), re.MULTILINE) == [
+    assert re.findall(r"^\| ([a-z.]+)&emsp; \| `(\w{64})`&emsp; \|$", page(), re.MULTILINE) == [
         ("train.policy", "p" * 64),
         ("evaluate.decision", "d" * 64),
         ("merge.training", "q" * 64),
@@ -69,6 +69,9 @@ def test_every_artifact_down_to_the_sources_is_named_once_by_its_whole_digest() 
 def test_links_lead_to_the_files_and_to_the_run() -> None:
     assert "(#/experiments/7/models/m-1/artifacts)" in page()
     assert "(#/experiments/7/runs/r-1)" in page()
+    named = "`report.html` (the evaluation, answers side by side)"
+    assert f"{named}, `validate.html` (the data as it came);" in page()
+    assert "merge.html" not in page()  # it is not among the files
 
 
 @pytest.mark.parametrize(

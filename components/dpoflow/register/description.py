@@ -1,7 +1,7 @@
 """The page that a reviewer reads in MLflow: a version's description, in Markdown.
 
 Reads   the decision, who signed it, the chain of evidence, where MLflow has the files
-Gives   `describe`; `Places`
+Gives   `describe`; `Places`; `REPORTS`; `ancestors`
 Not     what the gate makes of the answer (registry/gate)
 
 What comes from a spec or a judge is escaped with HTML entities, which no Markdown reads as markup.
@@ -29,6 +29,13 @@ NOBODYS = (
     "can approve it; run its spec against that server (`MLFLOW_TRACKING_URI`)."
 )
 
+REPORTS = {
+    "report.html": "the evaluation, answers side by side",
+    "merge.html": "the pairs it learnt from",
+    "validate.html": "the data as it came",
+}
+"""Pages that open in MLflow's viewer, and what each shows."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -38,6 +45,8 @@ class Places:
     model_id: str
     run_id: str | None
     """Of the whole pipeline; None where nobody said."""
+    reports: frozenset[str]
+    """Those of `REPORTS` that lie among the files of the version."""
 
 
 def describe(
@@ -72,27 +81,34 @@ def _how_to(document: Decision, *, submitted: bool) -> str:
 
 def _gates(document: Decision) -> str:
     rows = [
-        f"| {plain(gate.name)} | {plain(gate.asked)} | {plain(gate.seen)} | {_HELD[gate.passed]} |"
+        _row(plain(gate.name), plain(gate.asked), plain(gate.seen), _HELD[gate.passed])
         for gate in document.gates
     ]
-    return "\n".join(["| gate | asked | seen | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| gate | asked | seen | |", "|:---|:---|:---|:---|", *rows])
 
 
 def _reports(places: Places) -> str:
     here = f"#/experiments/{places.experiment_id}"
     files = f"{here}/models/{places.model_id}/artifacts"
-    links = [f"[the report (report.html), decision and evidence]({files})"]
+    named = [f"`{name}` ({told})" for name, told in REPORTS.items() if name in places.reports]
+    first = f", above all {', '.join(named)}" if named else ""
+    links = [f"[the files of this version]({files}){first}"]
     if places.run_id:
-        links.append(f"[the run, with the report on the data]({here}/runs/{places.run_id})")
+        links.append(f"[the run that made it]({here}/runs/{places.run_id})")
     return f"**To read:** {'; '.join(links)}."
 
 
 def _lineage(chain: Evidence) -> str:
-    rows = [f"| {plain(kind)} | `{digest}` |" for kind, digest in _ancestors(chain)]
-    return "\n".join(["| rests on | sha256 |", "|---|---|", *rows])
+    rows = [_row(plain(kind), f"`{digest}`") for kind, digest in ancestors(chain)]
+    return "\n".join(["| rests on | sha256 |", "|:---|:---|", *rows])
 
 
-def _ancestors(chain: Evidence) -> Iterator[tuple[str, str]]:
+def _row(*cells: str) -> str:
+    """MLflow's page puts nothing between the columns, so a space is part of the cell."""
+    return f"| {' | '.join(f'{cell}&emsp;' for cell in cells)} |"
+
+
+def ancestors(chain: Evidence) -> Iterator[tuple[str, str]]:
     """Kind and digest of each artifact, from the roots to the sources."""
     seen, waiting = set[str](), list(chain.roots.values())
     while waiting:

@@ -2,7 +2,8 @@
 
 Reads   the candidate (train) and its decision (evaluate); DPOFLOW_SUBMISSION, where a team's server
         was told whose run this is
-Gives   a version in MLflow, and evidence.json: the manifests from the version back to the sources
+Gives   a version in MLflow with its reports, and evidence.json: the manifests from the version
+        back to the sources
 Not     approving or promoting: that is the reviewer's
 """
 
@@ -13,13 +14,13 @@ from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.results import Decision, RegisterResult
 from dpoflow.contracts.spec import RegistryConfig
-from dpoflow.register.description import Places, describe
-from dpoflow.registry.lineage import ancestry
+from dpoflow.register.description import REPORTS, Places, ancestors, describe
+from dpoflow.registry.lineage import Evidence, ancestry
 from dpoflow.registry.signature import DECISION, SIGNATURE, signer_of
 from dpoflow.registry.submission import QUOTED, TAG
 from dpoflow.registry.versions import CHALLENGER, evidence_tag, record_version
 from dpoflow.state.files import write_text
-from dpoflow.state.step import StepState
+from dpoflow.state.step import StepState, find
 from dpoflow.tracking.step_run import PARENT
 
 
@@ -38,25 +39,29 @@ def run(
     decision_digest = manifest.read(decision).digest
     chain = ancestry(state.root, {"policy": policy_digest, "decision": decision_digest})
     write_text(evidence / "evidence.json", chain.model_dump_json(indent=2) + "\n")
+    reports = {
+        **{name: decision / name for name in (DECISION, SIGNATURE, "report.html")},
+        **_pages_on_data(state.root, chain),
+        "evidence.json": evidence / "evidence.json",
+    }
+    reports = {name: path for name, path in reports.items() if path.exists()}
     submission = os.environ.get(QUOTED) or None
     state.events.say(f"recording {config.model}")
     recorded = record_version(
         config.model,
         policy,
-        reports=[
-            path
-            for path in (
-                *(decision / name for name in (DECISION, SIGNATURE, "report.html")),
-                evidence / "evidence.json",
-            )
-            if path.exists()
-        ],
+        reports=reports,
         alias=CHALLENGER if document.verdict == "promote" else None,
         description=lambda experiment_id, model_id: describe(
             document,
             signer,
             chain,
-            Places(experiment_id, model_id, os.environ.get(PARENT) or None),
+            Places(
+                experiment_id,
+                model_id,
+                os.environ.get(PARENT) or None,
+                frozenset(REPORTS.keys() & reports.keys()),
+            ),
             submitted=submission is not None,
         ),
         tags={
@@ -71,6 +76,20 @@ def run(
     )
     state.events.say(f"{config.model} version {recorded.version}, alias {recorded.alias or 'none'}")
     return recorded
+
+
+def _pages_on_data(root: Path, chain: Evidence) -> dict[str, Path]:
+    """The reports that validate and merge wrote beside what the version rests on.
+
+    They go with the version, where nobody changes them any more, as those of the runs could be.
+    """
+    pages = {}
+    for kind, digest in ancestors(chain):
+        step, _, _ = kind.partition(".")
+        folder = find(root, digest) if f"{step}.html" in REPORTS else None
+        if folder is not None:
+            pages[f"{step}.html"] = folder.parent / "report" / "report.html"
+    return pages
 
 
 def _signer(config: RegistryConfig, decision: Path) -> str | None:

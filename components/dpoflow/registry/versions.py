@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -31,6 +31,7 @@ from dpoflow.tracking.step_run import STEP_RUN
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 CHALLENGER: Literal["challenger"] = "challenger"
 
@@ -48,7 +49,7 @@ def record_version(
     name: str,
     policy: Path,
     *,
-    reports: Sequence[Path],
+    reports: Mapping[str, Path],
     alias: Literal["challenger"] | None,
     description: Callable[[str, str], str],
     tags: Mapping[str, str],
@@ -110,7 +111,7 @@ def _log_model(
     client: "MlflowClient",
     name: str,
     policy: Path,
-    reports: Sequence[Path],
+    reports: Mapping[str, Path],
     memory: Path,
     experiment: str,
 ) -> tuple[str, str]:
@@ -132,7 +133,7 @@ def _log_model(
 
 
 def _mlflow_folder(
-    policy: Path, folder: Path, reports: Sequence[Path], *, model_id: str, run_id: str
+    policy: Path, folder: Path, reports: Mapping[str, Path], *, model_id: str, run_id: str
 ) -> None:
     """A folder that MLflow's transformers flavour loads, made of hard links: no weight is copied.
 
@@ -146,8 +147,8 @@ def _mlflow_folder(
     publish(policy, tokenizer)
     for weights in tokenizer.glob("*.safetensors*"):
         weights.unlink()
-    for report in reports:
-        (folder / report.name).write_bytes(report.read_bytes())
+    for name, report in reports.items():
+        (folder / name).write_bytes(report.read_bytes())
     config = json.loads((policy / "config.json").read_text("utf-8"))
     described = Model(run_id=run_id, model_id=model_id)
     described.add_flavor(
@@ -298,8 +299,7 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         return ask(name, version)
     except mlflow.MlflowException as error:
         where = public(mlflow.get_tracking_uri())
-        absent = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-        if not absent and not (error.error_code == "PERMISSION_DENIED" and _is_new(client, name)):
+        if not _is_absence(client, name, error):
             raise ServiceUnavailable(
                 f"MLflow at {where} does not tell of {what} ({quoted(error.message)}); "
                 "check MLFLOW_TRACKING_URI and try again"
@@ -312,15 +312,16 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         raise ConfigError(f"no version {what} in MLflow at {where}; {way_out}") from None
 
 
-def _is_new(client: "MlflowClient", name: str) -> bool:
-    """Whether there is no such model. Asked for its versions, basic-auth says that one may not."""
+def _is_absence(client: "MlflowClient", name: str, error: "MlflowException") -> bool:
+    """Basic-auth refuses whoever asks for an alias of a model that is not there."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        client.get_registered_model(name)
-    except MlflowException as error:
-        return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
-    return False
+    if error.error_code == "PERMISSION_DENIED":
+        try:
+            client.get_registered_model(name)
+        except MlflowException as told:
+            return bool(told.error_code == "RESOURCE_DOES_NOT_EXIST")
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
