@@ -58,15 +58,15 @@ class Result:
 def attack(
     stage: Stage,
     roles: Iterable[str],
-    wanted: Callable[[int, Attempt], bool] = lambda number, attempt: True,
+    every: int = 1,
     say: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """All attempts of these roles; what destroys most, by everybody, comes last."""
+    """Attempts of these roles, all or every so many; on stock what destroys most comes last."""
     tried = [
         (role, each)
-        for role in roles
+        for place, role in enumerate(roles)
         for number, each in enumerate(attempts(stage, role))
-        if wanted(number, each)
+        if (number + place) % every == 0
     ]
     if not stage.guarded:
         tried.sort(key=lambda pair: "deleted" in pair[1].kind)

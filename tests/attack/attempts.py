@@ -292,7 +292,7 @@ def _spellings(stage: Stage, role: str) -> Iterator[Attempt]:
         ALIAS.replace("/api/", "//ajax-api//"),
         ALIAS.replace("2.0", "3.0"),
         f"/mlflow{ALIAS}",
-        f"http://127.0.0.1{ALIAS}",
+        f"{stage.server.url}{ALIAS}",
     ):
         yield Attempt(kind, f"champion by {path}", Way("POST", path, body))
     for method in ("PUT", "PATCH", "post", "PROPFIND"):
@@ -466,6 +466,10 @@ def _runs(stage: Stage, role: str) -> Iterator[Attempt]:
         yield Attempt(kind, f"{what} written", Way("POST", f"{API}/runs/{path}", body))
     below = f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={waiting.run_id}&path=x.txt"
     yield Attempt(kind, "a file uploaded to it", Way("POST", below, WEIGHTS))
+    out = f"..%5C..%5Cmodels%5C{waiting.model_id}%5Cartifacts%5Cmodel"
+    path = f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={other}&path={out}%5Cconfig.json"
+    outside = Way("POST", path, f"other words of {role}".encode())
+    yield Attempt(kind, "a file uploaded to another run, by a path that leaves it", outside)
     traces = {"run_id": waiting.run_id, "trace_ids": ["tr-1"]}
     yield Attempt(kind, "traces linked to it", Way("POST", f"{API}/traces/link-to-run", traces))
     inside = {
@@ -505,12 +509,13 @@ def _files(stage: Stage, role: str) -> Iterator[Attempt]:
         ("by %252F", f"{files}/model%252Fconfig.json"),
         ("by ..", f"{files}/x/../model/config.json"),
         ("by %2e%2e", f"{files}/x/%2e%2e/model/config.json"),
+        ("by backslashes, which SeaweedFS takes for slashes", f"{files}\\model\\config.json"),
+        ("by %5C", f"{files}%5Cmodel%5Cconfig.json"),
+        ("by %255C", f"{files}%255Cmodel%255Cconfig.json"),
         ("by a null byte", f"{files}/model/config.json%00.txt"),
         ("by a space after it", f"{files}/model/config.json%20"),
     ):
         yield Attempt(kind, f"put: {what}", Way("PUT", f"{below}/{path}", words))
-    beside = Way("PUT", f"{below}/{files}\\model\\config.json", words)
-    yield Attempt(kind, "put: by a backslash, which lands beside it", beside, harmless=True)
     ajax = f"{below}/{files}/model/config.json".replace("/api/", "/ajax-api/")
     yield Attempt(kind, "put: by ajax-api", Way("PUT", ajax, words))
     parts = f"{files}/model"
