@@ -28,8 +28,6 @@ class Attempt:
     way: Way
     not_for: tuple[str, ...] = ()
     """Roles that may do this."""
-    reads: bool = False
-    """A success is to be let through, whether or not something changes."""
     by_mlflow: bool = False
     """MLflow's own permissions say no, and the log says that it came to nothing."""
     harmless: bool = False
@@ -329,9 +327,10 @@ def _bodies(stage: Stage, role: str) -> Iterator[Attempt]:
         ("a hundred thousand brackets", b"[" * 100_000, {}),
         ("17 MB before it", b" " * 17_000_000 + plain.encode(), {}),
         ("17 MB in it", plain.replace("{", '{"pad":"' + "x" * 17_000_000 + '",').encode(), {}),
-        ("nothing", b"", {}),
     ):
         yield Attempt(kind, f"champion by {what}", Way("POST", ALIAS, body, headers))
+    empty = Way("POST", ALIAS, b"")
+    yield Attempt(kind, "champion by nothing, which names no alias", empty, harmless=True)
     asked = (
         'mutation { mlflowSetRegisteredModelAlias(input: {name: "support"}) { apiError { code }}}'
     )
@@ -390,7 +389,7 @@ def _endpoints(stage: Stage, role: str) -> Iterator[Attempt]:
     schedule = Way("POST", f"{GATE}/submissions", {**submission, "schedule": stage.theirs})
     yield Attempt(kind, "a submission for a schedule that is none", schedule)
     audit = Way("GET", f"{GATE}/audit?from=1")
-    yield Attempt(kind, "read the log", audit, ("reviewer", "admin", "promoter"), reads=True)
+    yield Attempt(kind, "read the log", audit, ("reviewer", "admin", "promoter"))
     for method in ("PUT", "DELETE", "PATCH", "POST"):
         way = Way(method, f"{GATE}/audit", {"rows": []})
         yield Attempt(kind, f"{method} the log", way)
@@ -477,7 +476,7 @@ def _runs(stage: Stage, role: str) -> Iterator[Attempt]:
         "artifact_location": f"mlflow-artifacts:/{waiting.files}",
     }
     create = Way("POST", f"{API}/experiments/create", inside)
-    yield Attempt(kind, "an experiment that keeps its files in there", create, reads=True)
+    yield Attempt(kind, "an experiment that keeps its files in there", create)
 
 
 def _logged_models(stage: Stage, role: str) -> Iterator[Attempt]:
@@ -521,12 +520,12 @@ def _files(stage: Stage, role: str) -> Iterator[Attempt]:
     parts = f"{files}/model"
     part = {"path": "model.safetensors", "num_parts": 1}
     ended = {**part, "upload_id": "x", "parts": [{"part_number": 1, "etag": "x"}]}
-    yield Attempt(kind, "by parts: begun", Way("POST", f"{PARTS}/create/{parts}", part), reads=True)
+    yield Attempt(kind, "by parts: begun", Way("POST", f"{PARTS}/create/{parts}", part))
     yield Attempt(kind, "by parts: ended", Way("POST", f"{PARTS}/complete/{parts}", ended))
     yield Attempt(kind, "by parts: dropped", Way("POST", f"{PARTS}/abort/{parts}", ended))
     other = {**part, "path": f"/x/{files}/model/model.safetensors"}
     way = Way("POST", f"{PARTS}/create/{parts}", other)
-    yield Attempt(kind, "by parts: another path in the body", way, reads=True)
+    yield Attempt(kind, "by parts: another path in the body", way)
     if stage.begun_by_parts is not None:
         place, body = stage.begun_by_parts
         way = Way("POST", f"{PARTS}/complete/{place}", body)
@@ -534,7 +533,7 @@ def _files(stage: Stage, role: str) -> Iterator[Attempt]:
     for told in ({"model_id": waiting.model_id}, {"run_id": waiting.run_id}):
         asked = {**told, "path": "model/model.safetensors", "expiration": 86_400}
         way = Way("POST", f"{API}/artifacts/presigned-upload-url", asked)
-        yield Attempt(kind, f"a presigned URL by {next(iter(told))}", way, reads=True)
+        yield Attempt(kind, f"a presigned URL by {next(iter(told))}", way)
 
 
 def _champions(stage: Stage, role: str) -> Iterator[Attempt]:
@@ -551,7 +550,7 @@ def _champions(stage: Stage, role: str) -> Iterator[Attempt]:
     ):
         yield Attempt(kind, f"put {what}", Way("PUT", f"{below}/{path}", WEIGHTS))
     begin = Way("POST", f"{PARTS}/create/{place}", {"path": "model.safetensors", "num_parts": 1})
-    yield Attempt(kind, "begun by parts", begin, reads=True)
+    yield Attempt(kind, "begun by parts", begin)
     for what, path in (
         ("the champion's weights", f"{place}/model.safetensors"),
         ("its folder", place),

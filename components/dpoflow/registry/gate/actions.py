@@ -408,12 +408,12 @@ def safe_path(path: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.utils.uri import validate_path_is_safe
 
-    if "\\" in path or "%5c" in path.lower():  # SeaweedFS takes one for a slash
-        raise Unreadable("the path has a backslash, which some stores take for a slash")
     try:
         safe = str(validate_path_is_safe(path))  # type: ignore[no-untyped-call]
     except (MlflowException, ValueError):
         raise Unreadable("the path is not one below the artifact root") from None
+    if "\\" in path or "\\" in safe:  # SeaweedFS takes one for a slash
+        raise Unreadable("the path has a backslash, which some stores take for a slash")
     plain = posixpath.normpath(safe).strip("/")
     return "" if plain == "." else plain
 
