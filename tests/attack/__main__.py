@@ -32,15 +32,16 @@ OUT = Path("build/attack.json")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--roles", nargs="+", choices=ATTACKERS, default=list(ATTACKERS))
+    parser.add_argument("--every", type=int, default=1, help="only every so many attempts")
     parser.add_argument("--no-stock", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stages = _stages(Path(folder), stack, stock=not chosen.no_stock)
-        here = attack(stages[0], chosen.roles, say=_say)
+        here = attack(stages[0], chosen.roles, chosen.every, _say)
         faults = [f"{each.role}: {each.name}: {each.fault}" for each in here if each.fault]
         faults += _after(stages[0])
-        stock = attack(stages[1], chosen.roles) if len(stages) > 1 else []
+        stock = attack(stages[1], chosen.roles, chosen.every) if len(stages) > 1 else []
     _write(chosen.out, here, stock, faults)
     return 1 if faults else 0
 

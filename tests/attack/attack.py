@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.attack.attempts import Attempt, attempts
 from tests.attack.stage import ATTACKERS, Answer, Stage
+from tests.gate import GATE
 
 REFUSED = (401, 403)
 NO_SUCH_WAY = (301, 308, 400, 404, 405, 411, 413, 415, 421)
@@ -58,15 +59,15 @@ class Result:
 def attack(
     stage: Stage,
     roles: Iterable[str],
-    wanted: Callable[[int, Attempt], bool] = lambda number, attempt: True,
+    every: int = 1,
     say: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """All attempts of these roles; what destroys most, by everybody, comes last."""
+    """Attempts of these roles, all or every so many; on stock what destroys most comes last."""
     tried = [
         (role, each)
-        for role in roles
+        for place, role in enumerate(roles)
         for number, each in enumerate(attempts(stage, role))
-        if wanted(number, each)
+        if (number + place) % every == 0
     ]
     if not stage.guarded:
         tried.sort(key=lambda pair: "deleted" in pair[1].kind)
@@ -102,11 +103,11 @@ def _try(
         how=f"{attempt.way.method} {attempt.way.target}",
         status=worst.status,
         changed=tuple(sorted(key for key in after if after[key] != before[key])),
-        let_through=let_through if stage.guarded or attempt.reads else False,
+        let_through=let_through,
         in_log=_in_log(attempt, user, answers, rows),
         harmless=attempt.harmless,
         by_mlflow=attempt.by_mlflow,
-        owed=owed and stage.guarded,
+        owed=owed and stage.guarded and not attempt.harmless,
         sentence=sentence[:400],
     )
     return result, after
@@ -141,8 +142,10 @@ def table(here: Sequence[Result], stock: Sequence[Result]) -> str:
         theirs = [each for each in stock if each.kind == kind]
         through = sum(each.succeeded for each in theirs)
         told = f"{through} succeeded" if through else "refused"
-        if all("/dpoflow/" in each.how or each.status == 404 for each in theirs):
-            told = "no such thing"
+        if all(
+            f"{GATE}/" in each.how or each.status == 404 for each in theirs if not each.succeeded
+        ):
+            told = told if through else "no such thing"
         bad = sum(each.succeeded for each in ours)
         lines.append(
             f"| {kind} | {len(ours)} | {told} | {f'**{bad} succeeded**' if bad else 'refused'} |"

@@ -28,8 +28,6 @@ class Attempt:
     way: Way
     not_for: tuple[str, ...] = ()
     """Roles that may do this."""
-    reads: bool = False
-    """A success is to be let through, whether or not something changes."""
     by_mlflow: bool = False
     """MLflow's own permissions say no, and the log says that it came to nothing."""
     harmless: bool = False
@@ -292,7 +290,7 @@ def _spellings(stage: Stage, role: str) -> Iterator[Attempt]:
         ALIAS.replace("/api/", "//ajax-api//"),
         ALIAS.replace("2.0", "3.0"),
         f"/mlflow{ALIAS}",
-        f"http://127.0.0.1{ALIAS}",
+        f"{stage.server.url}{ALIAS}",
     ):
         yield Attempt(kind, f"champion by {path}", Way("POST", path, body))
     for method in ("PUT", "PATCH", "post", "PROPFIND"):
@@ -329,9 +327,10 @@ def _bodies(stage: Stage, role: str) -> Iterator[Attempt]:
         ("a hundred thousand brackets", b"[" * 100_000, {}),
         ("17 MB before it", b" " * 17_000_000 + plain.encode(), {}),
         ("17 MB in it", plain.replace("{", '{"pad":"' + "x" * 17_000_000 + '",').encode(), {}),
-        ("nothing", b"", {}),
     ):
         yield Attempt(kind, f"champion by {what}", Way("POST", ALIAS, body, headers))
+    empty = Way("POST", ALIAS, b"")
+    yield Attempt(kind, "champion by nothing, which names no alias", empty, harmless=True)
     asked = (
         'mutation { mlflowSetRegisteredModelAlias(input: {name: "support"}) { apiError { code }}}'
     )
@@ -390,7 +389,7 @@ def _endpoints(stage: Stage, role: str) -> Iterator[Attempt]:
     schedule = Way("POST", f"{GATE}/submissions", {**submission, "schedule": stage.theirs})
     yield Attempt(kind, "a submission for a schedule that is none", schedule)
     audit = Way("GET", f"{GATE}/audit?from=1")
-    yield Attempt(kind, "read the log", audit, ("reviewer", "admin", "promoter"), reads=True)
+    yield Attempt(kind, "read the log", audit, ("reviewer", "admin", "promoter"))
     for method in ("PUT", "DELETE", "PATCH", "POST"):
         way = Way(method, f"{GATE}/audit", {"rows": []})
         yield Attempt(kind, f"{method} the log", way)
@@ -466,6 +465,10 @@ def _runs(stage: Stage, role: str) -> Iterator[Attempt]:
         yield Attempt(kind, f"{what} written", Way("POST", f"{API}/runs/{path}", body))
     below = f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={waiting.run_id}&path=x.txt"
     yield Attempt(kind, "a file uploaded to it", Way("POST", below, WEIGHTS))
+    out = f"..%5C..%5Cmodels%5C{waiting.model_id}%5Cartifacts%5Cmodel"
+    path = f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={other}&path={out}%5Cconfig.json"
+    outside = Way("POST", path, f"other words of {role}".encode())
+    yield Attempt(kind, "a file uploaded to another run, by a path that leaves it", outside)
     traces = {"run_id": waiting.run_id, "trace_ids": ["tr-1"]}
     yield Attempt(kind, "traces linked to it", Way("POST", f"{API}/traces/link-to-run", traces))
     inside = {
@@ -473,7 +476,7 @@ def _runs(stage: Stage, role: str) -> Iterator[Attempt]:
         "artifact_location": f"mlflow-artifacts:/{waiting.files}",
     }
     create = Way("POST", f"{API}/experiments/create", inside)
-    yield Attempt(kind, "an experiment that keeps its files in there", create, reads=True)
+    yield Attempt(kind, "an experiment that keeps its files in there", create)
 
 
 def _logged_models(stage: Stage, role: str) -> Iterator[Attempt]:
@@ -505,23 +508,24 @@ def _files(stage: Stage, role: str) -> Iterator[Attempt]:
         ("by %252F", f"{files}/model%252Fconfig.json"),
         ("by ..", f"{files}/x/../model/config.json"),
         ("by %2e%2e", f"{files}/x/%2e%2e/model/config.json"),
+        ("by backslashes, which SeaweedFS takes for slashes", f"{files}\\model\\config.json"),
+        ("by %5C", f"{files}%5Cmodel%5Cconfig.json"),
+        ("by %255C", f"{files}%255Cmodel%255Cconfig.json"),
         ("by a null byte", f"{files}/model/config.json%00.txt"),
         ("by a space after it", f"{files}/model/config.json%20"),
     ):
         yield Attempt(kind, f"put: {what}", Way("PUT", f"{below}/{path}", words))
-    beside = Way("PUT", f"{below}/{files}\\model\\config.json", words)
-    yield Attempt(kind, "put: by a backslash, which lands beside it", beside, harmless=True)
     ajax = f"{below}/{files}/model/config.json".replace("/api/", "/ajax-api/")
     yield Attempt(kind, "put: by ajax-api", Way("PUT", ajax, words))
     parts = f"{files}/model"
     part = {"path": "model.safetensors", "num_parts": 1}
     ended = {**part, "upload_id": "x", "parts": [{"part_number": 1, "etag": "x"}]}
-    yield Attempt(kind, "by parts: begun", Way("POST", f"{PARTS}/create/{parts}", part), reads=True)
+    yield Attempt(kind, "by parts: begun", Way("POST", f"{PARTS}/create/{parts}", part))
     yield Attempt(kind, "by parts: ended", Way("POST", f"{PARTS}/complete/{parts}", ended))
     yield Attempt(kind, "by parts: dropped", Way("POST", f"{PARTS}/abort/{parts}", ended))
     other = {**part, "path": f"/x/{files}/model/model.safetensors"}
     way = Way("POST", f"{PARTS}/create/{parts}", other)
-    yield Attempt(kind, "by parts: another path in the body", way, reads=True)
+    yield Attempt(kind, "by parts: another path in the body", way)
     if stage.begun_by_parts is not None:
         place, body = stage.begun_by_parts
         way = Way("POST", f"{PARTS}/complete/{place}", body)
@@ -529,7 +533,7 @@ def _files(stage: Stage, role: str) -> Iterator[Attempt]:
     for told in ({"model_id": waiting.model_id}, {"run_id": waiting.run_id}):
         asked = {**told, "path": "model/model.safetensors", "expiration": 86_400}
         way = Way("POST", f"{API}/artifacts/presigned-upload-url", asked)
-        yield Attempt(kind, f"a presigned URL by {next(iter(told))}", way, reads=True)
+        yield Attempt(kind, f"a presigned URL by {next(iter(told))}", way)
 
 
 def _champions(stage: Stage, role: str) -> Iterator[Attempt]:
@@ -546,7 +550,7 @@ def _champions(stage: Stage, role: str) -> Iterator[Attempt]:
     ):
         yield Attempt(kind, f"put {what}", Way("PUT", f"{below}/{path}", WEIGHTS))
     begin = Way("POST", f"{PARTS}/create/{place}", {"path": "model.safetensors", "num_parts": 1})
-    yield Attempt(kind, "begun by parts", begin, reads=True)
+    yield Attempt(kind, "begun by parts", begin)
     for what, path in (
         ("the champion's weights", f"{place}/model.safetensors"),
         ("its folder", place),

@@ -601,7 +601,13 @@ def test_a_path_is_read_as_the_store_reads_it(given: str, seen: str) -> None:
     assert act.safe_path(given) == seen
 
 
-@pytest.mark.parametrize("path", ["../x", "1/../champions/x", "1/%2e%2e/x", "/etc/passwd", "a#b"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../x", "1/../champions/x", "1/%2e%2e/x", "/etc/passwd", "a#b"),
+        *("1\\x", "1/run/artifacts\\x", "1%5Cx", "1%255cx"),
+    ],
+)
 def test_a_path_out_of_the_root_is_refused(path: str) -> None:
     with pytest.raises(act.Unreadable):
         act.safe_path(path)

@@ -412,6 +412,8 @@ def safe_path(path: str) -> str:
         safe = str(validate_path_is_safe(path))  # type: ignore[no-untyped-call]
     except (MlflowException, ValueError):
         raise Unreadable("the path is not one below the artifact root") from None
+    if "\\" in path or "\\" in safe:  # SeaweedFS takes one for a slash
+        raise Unreadable("the path has a backslash, which some stores take for a slash")
     plain = posixpath.normpath(safe).strip("/")
     return "" if plain == "." else plain
 
@@ -586,8 +588,10 @@ def _multipart(how: str) -> Guard:
 
 
 def _upload_to_run(request: Request) -> Sequence[Action]:
-    runs = parse_qs(request.query, keep_blank_values=True).get("run_uuid", [])
-    return [WriteRun(tuple(runs), "artifact")]
+    told = parse_qs(request.query, keep_blank_values=True)
+    for path in told.get("path", []):
+        safe_path(path)
+    return [WriteRun(tuple(told.get("run_uuid", [])), "artifact")]
 
 
 def _delete_experiment(request: Request) -> Sequence[Action]:
