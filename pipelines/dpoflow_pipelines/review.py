@@ -119,6 +119,7 @@ def decide(team: Team, console: Console, subject: str, word: str, reason: str) -
     """Set the tag `approval`, as the page does. Raises GateNotPassed, ConfigError."""
     name, number = subject_of(subject)
     value = f"{word}: {reason_of(reason)}"
+    version_of(team, name, number)  # a typo is no refusal
     with _of_whom(team, name, number):
         team.post(
             f"{MLFLOW}/model-versions/set-tag",

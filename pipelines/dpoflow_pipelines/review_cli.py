@@ -158,17 +158,14 @@ def review_history(
 def review_verify_log(
     database: Annotated[
         str | None,
-        typer.Option(
-            envvar="DPOFLOW_AUDIT_DATABASE",
-            show_envvar=True,
-            help="Read it there, without the server: sqlite:///FILE or postgresql://…",
-        ),
+        typer.Option(help="Read it there, without the server: sqlite:///FILE or postgresql://…"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hash the whole audit log again: exit 3 where a row was changed, removed or moved.
 
-    With --database the key comes from DPOFLOW_AUDIT_KEY_FILE or DPOFLOW_AUDIT_KEY. Hold the hash
+    With --database the key comes from DPOFLOW_AUDIT_KEY_FILE or DPOFLOW_AUDIT_KEY; PGPASSWORD
+    keeps PostgreSQL's password off the command line. Hold the hash
     that is printed somewhere else: a log that was put back whole is found by it alone.
 
     Examples:

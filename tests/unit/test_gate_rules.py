@@ -375,6 +375,40 @@ def test_champion_is_put_back_where_the_log_has_it(court: Court) -> None:
     assert "has begun" in court.denied("prom", "promoter", act.SetAlias("m", "champion", "2"))
 
 
+def test_of_two_promoters_at_once_the_one_whose_write_mlflow_took_made_the_champion(
+    court: Court,
+) -> None:
+    court.approve()
+    court.begin(state="verified")
+    first = court.allowed("prom", "promoter", CROWN)
+    row = court.log.append("prom", first.row, "m/1", "allowed", first.detail)
+    second = court.allowed("prom", "promoter", CROWN)
+    court.log.append("prom", second.row, "m/1", "allowed", second.detail)
+    court.log.append("prom", "undone", "m/1", "allowed", {"row": row.seq, "model": "m"})
+    court.facts.named["m"]["champion"] = "1"
+
+    champion = Book(court.log.rows).champion("m")
+    assert champion is not None
+    assert (champion.version, champion.state) == ("1", "done")
+    assert Book(court.log.rows).open_promotion("m") is None
+
+
+def test_an_approval_makes_one_champion_also_when_champion_is_what_it_was_again(
+    court: Court,
+) -> None:
+    court.approve()
+    court.begin(state="verified")
+    made = court.allowed("prom", "promoter", CROWN)
+    court.log.append("prom", made.row, "m/1", "allowed", made.detail)
+
+    world = World(
+        court.facts, Book(court.log.rows), People(), court.now, 14, frozenset({SIGNER}), CASE
+    )
+    assert "approve it anew" in str(rules.approval_of("m/1", world))
+    court.approve()
+    assert isinstance(rules.approval_of("m/1", world), tuple)
+
+
 def test_previous_champion_is_where_a_promotion_came_from(court: Court) -> None:
     court.facts.named["m"]["champion"] = "4"
     court.begin(come_from="4")
