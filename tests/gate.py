@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,7 +30,8 @@ from tests.tiny import tiny_folder
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
-from dpoflow.contracts.results import Decision
+from dpoflow.contracts.results import Decision, Gate
+from dpoflow.register.description import Places, describe
 from dpoflow.registry.lineage import Evidence
 from dpoflow.registry.signature import sign
 from dpoflow.registry.versions import evidence_tag
@@ -352,6 +353,7 @@ def evidence_folder(
     evaluate: str = EVALUATE,
     signed: bool = True,
     seed: int = 0,
+    gates: Sequence[Gate] = (),
 ) -> tuple[str, str]:
     """A tiny model with its decision and evidence; the digests of policy and decision."""
     policy = manifest.seal(
@@ -366,7 +368,7 @@ def evidence_folder(
     decision = Decision(
         verdict=verdict,  # type: ignore[arg-type]
         sentence="It won on 61 prompts.",
-        gates=(),
+        gates=tuple(gates),
         against={},
         measures={},
         digests={"policy": policy.digest, "config": evaluate},
@@ -419,10 +421,13 @@ def record(
     *,
     submission: str | None = None,
     end: bool = True,
+    pages: Mapping[str, str] | None = None,
     **evidence: Any,
 ) -> Recorded:
-    """A version with a case, recorded as the register step does."""
+    """A version with a case and the description of it, recorded as the register step does."""
     folder.mkdir(parents=True)
+    for page, text in (pages or {}).items():
+        (folder / page).write_text(text)
     policy, decision = evidence_folder(person.server, folder, **evidence)
     run_id, model_id, experiment = log_model(person, folder, name)
     tags = {
@@ -442,7 +447,13 @@ def record(
             source=f"models:/{model_id}",
             run_id=run_id,
             tags=tags,
-            description="**promote**: It won on 61 prompts.\n\nMore.",
+            description=describe(
+                Decision.model_validate_json((folder / "decision.json").read_text()),
+                person.server.signer,
+                Evidence.model_validate_json((folder / "evidence.json").read_text()),
+                Places(experiment, model_id, run_id, frozenset(pages or {})),
+                submitted=submission is not None,
+            ),
             model_id=model_id,
         )
         if end:

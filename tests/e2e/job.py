@@ -1,6 +1,6 @@
 """A whole job, small: a tiny model, preferences of two kinds, a spec, and the command to run it.
 
-Gives   `SmallJob`; `OPEN_GATES`, for a verdict of promote
+Gives   `SmallJob`
 """
 
 import json
@@ -46,23 +46,6 @@ evaluate:
   sampling: {max_new_tokens: 24, batch_size: 4}
   gates: {min_prompts: 5}
 """
-OPEN_GATES = [
-    f"evaluate.gates.{name}"
-    for name in (
-        "win_rate=0",
-        "champion_win_rate=null",
-        "equal_length=null",
-        "heldout_rubric=null",
-        "perplexity_ratio=null",
-        "heldout_perplexity=null",
-        "finished=null",
-        "length_ratio=null",
-        "duplicate_answers=null",
-        "refusal_drift=null",
-        "language_drift=null",
-    )
-]
-"""A model of random weights wins nothing: what is shown here is the road, not the candidate."""
 THINGS = ["parcel", "refund", "jacket", "lamp", "kettle", "account", "invoice", "voucher"]
 DEEDS = ["late", "broken", "missing", "wrong", "torn", "doubled"]
 

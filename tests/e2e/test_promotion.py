@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.job import OPEN_GATES, SmallJob, summary
+from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
 from tests.promoter import started
@@ -539,6 +539,25 @@ def test_killed_at_each_of_its_writes_the_promoter_goes_on_to_one_champion(
     assert [path.name for path in bench.on_disk(version, protected=True).iterdir()] == ["1"]
 
 
+GATES = [
+    f"evaluate.gates.{name}"
+    for name in (
+        "win_rate=0",
+        "champion_win_rate=null",
+        "equal_length=null",
+        "heldout_rubric=null",
+        "perplexity_ratio=null",
+        "heldout_perplexity=null",
+        "finished=null",
+        "length_ratio=null",
+        "duplicate_answers=null",
+        "refusal_drift=null",
+        "language_drift=null",
+    )
+]
+"""A model of random weights wins nothing: what is shown here is the road, not the candidate."""
+
+
 def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     server: GateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,7 +566,7 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     job = replace(SmallJob.write(tmp_path), environment=asked)
     signer = f"evaluate.signer={server.signer}"
 
-    short = ("synthesize.enabled=false", "train.epochs=1", signer, *OPEN_GATES)
+    short = ("synthesize.enabled=false", "train.epochs=1", signer, *GATES)
 
     ended = job.run(tmp_path / "home", *short)
 

@@ -84,7 +84,7 @@ def _gates(document: Decision) -> str:
         _row(plain(gate.name), plain(gate.asked), plain(gate.seen), _HELD[gate.passed])
         for gate in document.gates
     ]
-    return "\n".join(["| gate | asked | seen | |", "|:---|:---|:---|:---|", *rows])
+    return "\n".join(["| gate | asked | seen | |", "|---|---|---|---|", *rows])
 
 
 def _reports(places: Places) -> str:
@@ -100,7 +100,7 @@ def _reports(places: Places) -> str:
 
 def _lineage(chain: Evidence) -> str:
     rows = [_row(plain(kind), f"`{digest}`") for kind, digest in ancestors(chain)]
-    return "\n".join(["| rests on | sha256 |", "|:---|:---|", *rows])
+    return "\n".join(["| rests on | sha256 |", "|---|---|", *rows])
 
 
 def _row(*cells: str) -> str:

@@ -31,7 +31,6 @@ from dpoflow.tracking.step_run import STEP_RUN
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.exceptions import MlflowException
 
 CHALLENGER: Literal["challenger"] = "challenger"
 
@@ -299,7 +298,8 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         return ask(name, version)
     except mlflow.MlflowException as error:
         where = public(mlflow.get_tracking_uri())
-        if not _is_absence(client, name, error):
+        absent = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+        if not absent and not (error.error_code == "PERMISSION_DENIED" and _is_new(client, name)):
             raise ServiceUnavailable(
                 f"MLflow at {where} does not tell of {what} ({quoted(error.message)}); "
                 "check MLFLOW_TRACKING_URI and try again"
@@ -312,16 +312,15 @@ def _look_up(name: str, version: str, *, by_alias: bool = False) -> "ModelVersio
         raise ConfigError(f"no version {what} in MLflow at {where}; {way_out}") from None
 
 
-def _is_absence(client: "MlflowClient", name: str, error: "MlflowException") -> bool:
-    """Basic-auth refuses whoever asks for an alias of a model that is not there."""
+def _is_new(client: "MlflowClient", name: str) -> bool:
+    """Whether there is no such model. Asked for its versions, basic-auth says that one may not."""
     from mlflow.exceptions import MlflowException
 
-    if error.error_code == "PERMISSION_DENIED":
-        try:
-            client.get_registered_model(name)
-        except MlflowException as told:
-            return bool(told.error_code == "RESOURCE_DOES_NOT_EXIST")
-    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+    return False
 
 
 def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
