@@ -226,8 +226,8 @@ def test_a_reviewer_reads_approves_and_sees_champion_move(
     _promote(server)
 
     page.reload()
-    expect(page.get_by_text("champion", exact=True).first).to_be_visible()
-    page.get_by_text("champion", exact=True).first.scroll_into_view_if_needed()
+    expect(page.get_by_role("status", name="champion")).to_be_visible()
+    page.get_by_role("status", name="champion").scroll_into_view_if_needed()
     take(page, "reviewer-champion")
     assert champion(server) == candidate
     assert rita.refused == []
