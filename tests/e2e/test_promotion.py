@@ -566,7 +566,9 @@ def test_a_run_is_submitted_recorded_approved_and_promoted_and_by_its_own_user(
     job = replace(SmallJob.write(tmp_path), environment=asked)
     signer = f"evaluate.signer={server.signer}"
 
-    short = ("synthesize.enabled=false", "train.epochs=1", signer, *GATES)
+    # Compared with the base alone: a champion that moved is another opponent, and another decision.
+    alone = "evaluate.champion=null"
+    short = ("synthesize.enabled=false", "train.epochs=1", alone, signer, *GATES)
 
     ended = job.run(tmp_path / "home", *short)
 
