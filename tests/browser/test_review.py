@@ -69,6 +69,7 @@ def candidate(server: GateServer, tmp_path_factory: pytest.TempPathFactory) -> s
             passed=True,
         ),
     ]
+    pages["MLmodel"] = "flavors: {}\n"  # MLflow's page looks for it
     submission = ada.submit(MODEL)
     made = record(ada, folder / "v", MODEL, submission=submission, pages=pages, gates=gates)
     return made.version

@@ -81,19 +81,18 @@ def place() -> Iterator[Up]:
 def test_a_place_that_was_killed_half_way_comes_up_and_keeps_what_it_holds(place: Up) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    half = subprocess.Popen(
+    with subprocess.Popen(
         place.command("up", "--port", str(port)),
         env=place.environment,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert half.stdout is not None
-    for line in half.stdout:
-        if line.startswith("[3/5]"):  # databases run, and the server is about to
-            break
-    time.sleep(1)
-    half.kill()
-    half.wait()
+    ) as half:
+        assert half.stdout is not None
+        for line in half.stdout:
+            if line.startswith("[3/5]"):  # databases run, and the server is about to
+                break
+        time.sleep(1)
+        half.kill()
 
     done = place.run("up")
 
@@ -108,7 +107,9 @@ def test_a_place_that_was_killed_half_way_comes_up_and_keeps_what_it_holds(place
     assert (told["user"], told["roles"]) == ("reviewer", ["reviewer"])
     made = engineer.post(f"{url}{API}/registered-models/create", json={"name": "m"}, timeout=60)
     assert made.ok, made.text
-    file = f"{url}/api/2.0/mlflow-artifacts/artifacts/kept.txt"
+    experiment = engineer.post(f"{url}{API}/experiments/create", json={"name": "e"}, timeout=60)
+    below = experiment.json()["experiment_id"]
+    file = f"{url}/api/2.0/mlflow-artifacts/artifacts/{below}/kept.txt"
     assert engineer.put(file, data=b"kept", timeout=60).ok
 
     before = place.processes()
