@@ -103,7 +103,8 @@ def _write(
         "in_log": sum(each.in_log for each in here if each.owed),
         "owed_in_log": sum(each.owed for each in here),
         "stock_attempts": len(stock),
-        "stock_succeeded": sum(each.succeeded for each in stock),
+        "stock_let_through": sum(each.succeeded for each in stock),
+        "stock_changed": sum(bool(each.changed) for each in stock),
         "faults": faults,
         "here": [{**asdict(each), "succeeded": each.succeeded} for each in here],
         "stock": [{**asdict(each), "succeeded": each.succeeded} for each in stock],
@@ -115,7 +116,8 @@ def _write(
     print(
         f"{len(here)} attempts ({', '.join(f'{role} {count}' for role, count in by_role.items())}):"
         f" {told['succeeded']} succeeded; {told['in_log']} of {told['owed_in_log']} refusals in "
-        f"the log; on stock {told['stock_succeeded']} succeeded"
+        f"the log; on stock {told['stock_let_through']} were let through, "
+        f"{told['stock_changed']} of them seen to change something"
     )
     for fault in faults:
         print(f"** {fault}")

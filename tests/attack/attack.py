@@ -13,7 +13,6 @@ from typing import Any
 
 from tests.attack.attempts import Attempt, attempts
 from tests.attack.stage import ATTACKERS, Answer, Stage
-from tests.gate import GATE
 
 REFUSED = (401, 403)
 NO_SUCH_WAY = (301, 308, 400, 404, 405, 411, 413, 415, 421)
@@ -135,19 +134,19 @@ def _is_sentence(text: str) -> bool:
 
 
 def table(here: Sequence[Result], stock: Sequence[Result]) -> str:
-    """By kind of attack, in the order of the attempts."""
-    lines = ["| Attack | Attempts | MLflow with basic-auth | With the gate |", "|---|---|---|---|"]
+    """By kind of attack, in the order of the attempts.
+
+    What stock MLflow says yes to changes the store in most cases and not in all: both are counted.
+    """
+    lines = [
+        "| Attack | Attempts | MLflow alone: let through | seen to change something | The gate |",
+        "|---|---|---|---|---|",
+    ]
     for kind in dict.fromkeys(each.kind for each in here):
         ours = [each for each in here if each.kind == kind]
-        theirs = [each for each in stock if each.kind == kind]
-        through = sum(each.succeeded for each in theirs)
-        told = f"{through} succeeded" if through else "refused"
-        if all(
-            f"{GATE}/" in each.how or each.status == 404 for each in theirs if not each.succeeded
-        ):
-            told = told if through else "no such thing"
+        theirs = [each for each in stock if each.kind == kind and each.succeeded]
+        seen = sum(bool(each.changed) for each in theirs)
         bad = sum(each.succeeded for each in ours)
-        lines.append(
-            f"| {kind} | {len(ours)} | {told} | {f'**{bad} succeeded**' if bad else 'refused'} |"
-        )
+        told = f"**{bad} succeeded**" if bad else "refused"
+        lines.append(f"| {kind} | {len(ours)} | {len(theirs)} | {seen} | {told} |")
     return "\n".join(lines) + "\n"
