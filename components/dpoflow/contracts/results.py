@@ -195,7 +195,7 @@ class Opponent(Contract):
     """What the win rate would be (AlpacaEval 2's regression without difficulties)."""
     at_equal_style: float | None = None
     """The same for length, headers, lists and bold text (Arena-Hard's Bradley-Terry regression);
-    of suites of instructions."""
+    of suites."""
     length_ratio: float | None = None
     """Median tokens an answer, the candidate's over the other's; None across tokenizers."""
 
@@ -226,7 +226,7 @@ class SuiteScores(Contract):
     """The same answers by how they begin, whoever labelled them: by model and side, the share that
     begins like a refusal. It knows no half refusal, and misses those that come later."""
     against: dict[str, Opponent] = {}
-    """Of instructions: by opponent."""
+    """By opponent, where answers are compared: instructions, and mt_bench with a judge."""
 
 
 class Preference(Contract):
