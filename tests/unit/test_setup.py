@@ -143,6 +143,7 @@ pipelines = []
 test = []
 dev = []
 demo = ["weights==1.0"]
+harness = []
 """
 BACKEND = """
 import zipfile
@@ -331,10 +332,11 @@ def test_killed_midway_the_next_set_up_starts_over_and_the_one_after_does_nothin
 
     configured.withheld = "needed"
     command = [sys.executable, "infra/local/set_up.py"]
-    first = subprocess.Popen(command, cwd=project, env={**os.environ, **environment})
-    wait_for(lambda: any("needed" in path for path in configured.downloads()))
-    first.kill()
-    first.wait()
+    with subprocess.Popen(command, cwd=project, env={**os.environ, **environment}) as first:
+        try:
+            wait_for(lambda: any("needed" in path for path in configured.downloads()))
+        finally:
+            first.kill()
     configured.withheld = ""
     configured.released.set()
     again = run_setup(project, **environment)
