@@ -256,6 +256,41 @@ def trace(
 
 
 @app.command()
+def gc(
+    home: Home,
+    keep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs of each spec's name that stay.")
+    ] = 5,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would go, and delete nothing.")
+    ] = False,
+) -> None:
+    """Delete from a home what neither its latest runs nor a version with an alias rests on.
+
+    `dpoflow trace` walks to the sources for every version that an alias names and for those of the
+    runs that stay; a version without an alias stays in MLflow, and its chain ends. Answers that
+    were paid for stay. On a cluster: while no run is going.
+
+    Examples:
+
+        dpoflow gc --keep 3 --dry-run
+
+        dpoflow gc --keep 3 --home build/demo
+    """
+    from dpoflow_pipelines import gc as clearing
+    from dpoflow_pipelines.runs import in_use
+
+    console, home = standard_console(), home.resolve()
+    if not dry_run:
+        clearing.show(console, home, clearing.collect(home, keep), done=True)
+        return
+    if not (home / "runs").is_dir():
+        raise ConfigError(f"no run under {home}, so there is nothing to clear; name a --home")
+    with in_use(home):
+        clearing.show(console, home, clearing.survey(home, keep), done=False)
+
+
+@app.command()
 def doctor(home: Home) -> None:
     """Check that this machine can run dpoflow, and say what to do where it cannot."""
     from dpoflow_pipelines.doctor import examine

@@ -4,7 +4,7 @@
     HOME/summary.json                     copy of the latest
 
 Reads   the home
-Gives   `claim_run`, `find_run`, `is_held`, `memory`, `Run`, `summarise`
+Gives   `claim_run`, `find_run`, `in_use`, `is_held`, `memory`, `Run`, `summarise`
 Not     running (backends/), drawing (progress.py)
 """
 
@@ -82,7 +82,7 @@ def claim_run(home: Path, spec: Spec, grid: Mapping[str, list[str]] | None = Non
     if last is None or not unfinished:
         last = runs / f"{prefix}{highest + 1:03d}"
     last.mkdir(exist_ok=True)
-    with (last / "lock").open("a") as lock:
+    with in_use(home), (last / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,6 +94,21 @@ def claim_run(home: Path, spec: Spec, grid: Mapping[str, list[str]] | None = Non
         run = Run(home, last.name, last, continued=(last / "run.json").exists())
         run.remember(spec=canonical_json(spec), state="RUNNING")
         yield run
+
+
+@contextlib.contextmanager
+def in_use(home: Path, *, alone: bool = False) -> Iterator[None]:
+    """While something reads and writes in the home, or, `alone`, while it is cleared."""
+    with (home / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceUnavailable(
+                f"a run or a step is at work in {home}; wait for its end"
+                if alone
+                else f"dpoflow gc is clearing {home}; give the same command again when it is done"
+            ) from None
+        yield
 
 
 def is_held(folder: Path) -> bool:

@@ -19,7 +19,9 @@ from dpoflow.contracts import manifest, results, spec
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.spec_file import sentence
+from dpoflow.state import files
 from dpoflow.state.step import Task
+from dpoflow_pipelines.runs import in_use
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,19 @@ def run_step(
         _check_target(key, Path(path))
     knobs = _read_config(config, step.config)
     module, _, attribute = step.function.partition(":")
-    task = Task(name)
-    task.begin()
-    function = getattr(importlib.import_module(module), attribute)
-    result = task.execute(
-        function,
-        knobs,
-        root=str(home),
-        inputs=given,
-        outputs=targets,
-        kind=step.result,
-        reuse=name not in ("snapshot", "register"),
-    )
+    with in_use(files.writable_folder(home, "the home")):
+        task = Task(name)
+        task.begin()
+        function = getattr(importlib.import_module(module), attribute)
+        result = task.execute(
+            function,
+            knobs,
+            root=str(home),
+            inputs=given,
+            outputs=targets,
+            kind=step.result,
+            reuse=name not in ("snapshot", "register"),
+        )
     return result.model_dump_json(indent=2)
 
 

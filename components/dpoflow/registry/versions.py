@@ -2,7 +2,7 @@
 
 Reads   a policy directory, reports, tags
 Gives   `record_version`, once per evidence; `read_version` for a trace; `identify`, `fetch`,
-        `pairs_of` and `data_of` for what a `models:/` URI names
+        `pairs_of` and `data_of` for what a `models:/` URI names; `aliased` for what aliases hold
 Not     verdicts (evaluate/), the walk to the sources (lineage.py)
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -222,12 +222,34 @@ def fetch(uri: str, folder: Path) -> Path:
     return local / "model"
 
 
+def aliased(names: Iterable[str]) -> Iterator[tuple[str, Evidence]]:
+    """Each version that an alias of these models names, as NAME/VERSION, and what it rests on.
+
+    Versions that brought no evidence are left out: others recorded them. Raises DataRejected where
+    the files of one are gone, ServiceUnavailable where MLflow does not tell.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    for name in names:
+        try:
+            aliases = client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                continue
+            raise ServiceUnavailable(
+                f"MLflow does not tell the aliases of {name} ({quoted(error.message)}); try again"
+            ) from None
+        for version in sorted({int(each) for each in aliases.values()}):
+            found = _look_up(name, str(version))
+            if "dpoflow.evidence" in found.tags:
+                yield f"{name}/{version}", _evidence_of(found)
+
+
 def pairs_of(uri: str, root: Path) -> list[Path]:
     """The files of pairs and ratings that a version was trained on, if this root has them."""
     found = _named(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        _downloaded(found, Path(folder), "/evidence.json")
-        evidence = _evidence(found, Path(folder))
+    evidence = _evidence_of(found)
     digest = evidence.manifests[evidence.roots["policy"]].parents["pairs"]
     artifact = find(root, digest)
     if artifact is None or not artifact.is_dir():
@@ -241,9 +263,7 @@ def pairs_of(uri: str, root: Path) -> list[Path]:
 def data_of(uri: str, root: Path) -> list[Path]:
     """The folders of pinned data that a version rests on. DataRejected where they are not here."""
     found = _named(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        _downloaded(found, Path(folder), "/evidence.json")
-        evidence = _evidence(found, Path(folder))
+    evidence = _evidence_of(found)
     digests = [name for name, each in evidence.manifests.items() if each.kind == "snapshot.data"]
     folders = [find(root, digest) for digest in digests]
     if any(folder is None or not folder.is_dir() for folder in folders):
@@ -333,6 +353,13 @@ def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
     evidence = Evidence.model_validate_json(text)
     _check_evidence(evidence, found.tags, what)
     return evidence
+
+
+def _evidence_of(found: "ModelVersion") -> Evidence:
+    """The same, without its model."""
+    with tempfile.TemporaryDirectory() as folder:
+        _downloaded(found, Path(folder), "/evidence.json")
+        return _evidence(found, Path(folder))
 
 
 def _aliases(client: "MlflowClient", name: str, version: int) -> tuple[str, ...]:
