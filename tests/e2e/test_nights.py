@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet
 from dpoflow.promote.step import run as promote
 from dpoflow_pipelines.backends.laptop import read_records
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]  # on a machine that does other things
+pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]  # on a machine that does other things
 
 SPEC = """\
 name: nightly
@@ -116,7 +116,8 @@ class Team:
         tiny_folder(folder / "model")
         (folder / "align.yaml").write_text(SPEC.replace("SIGNER", server.signer))
         key = {"DPOFLOW_SIGNING_KEY": str(server.signing_key)}
-        self.job = replace(SmallJob(folder), environment=identity(server, "ada") | key)
+        who = identity(server, "ada") | key
+        self.job = SmallJob(folder, environment=who, patience_s=1200)
         self.nights: list[Night] = []
 
     def arrive(self, name: str, rows: list[dict[str, str]]) -> None:
