@@ -25,11 +25,15 @@ from dpoflow_pipelines.placement import place
 # kfp runs a pipeline's body where it is defined, so what it calls comes first.
 
 
-def _data(
-    state_root: str, snapshot_config: str, validate_config: str, synthesize_config: str
-) -> tuple[PipelineTask, PipelineTask]:
-    """(snapshot, merge): everything before training."""
-    pinned = place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
+def pin(state_root: str, snapshot_config: str) -> PipelineTask:
+    """The snapshot, which looks at its sources every time."""
+    return place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
+
+
+def prepare(
+    state_root: str, pinned: PipelineTask, validate_config: str, synthesize_config: str
+) -> PipelineTask:
+    """From what was pinned to what is trained on; returns merge."""
     checked = place(
         validate(
             config=validate_config,
@@ -51,7 +55,7 @@ def _data(
             judges_digest=pinned.outputs["judges_digest"],
         )
     )
-    merged = place(
+    return place(
         merge(
             config=validate_config,
             state_root=state_root,
@@ -60,10 +64,9 @@ def _data(
             synthetic=made.outputs["pairs"],
         )
     )
-    return pinned, merged
 
 
-def _policy(
+def learn(
     state_root: str,
     pinned: PipelineTask,
     merged: PipelineTask,
@@ -105,6 +108,20 @@ def _policy(
     return trained, judged
 
 
+def record(
+    state_root: str, trained: PipelineTask, judged: PipelineTask, registry_config: str
+) -> PipelineTask:
+    """register."""
+    return place(
+        register(
+            config=registry_config,
+            state_root=state_root,
+            policy=trained.outputs["policy"],
+            decision=judged.outputs["decision"],
+        )
+    )
+
+
 @dsl.pipeline(name="dpoflow-align", description="From preferences to a registered model version.")
 def align(
     state_root: str,
@@ -118,16 +135,10 @@ def align(
     """Each `…_config` is the canonical JSON of its own section of the spec."""
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="align"):
-        pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
-        trained, judged = _policy(state_root, pinned, merged, train_config, evaluate_config)
-        place(
-            register(
-                config=registry_config,
-                state_root=state_root,
-                policy=trained.outputs["policy"],
-                decision=judged.outputs["decision"],
-            )
-        )
+        pinned = pin(state_root, snapshot_config)
+        merged = prepare(state_root, pinned, validate_config, synthesize_config)
+        trained, judged = learn(state_root, pinned, merged, train_config, evaluate_config)
+        record(state_root, trained, judged, registry_config)
 
 
 def sweep(train_configs: Sequence[str]) -> Callable[..., Any]:
@@ -143,10 +154,11 @@ def sweep(train_configs: Sequence[str]) -> Callable[..., Any]:
     ) -> None:
         ended = place(conclude(state_root=state_root))
         with dsl.ExitHandler(ended, name="sweep"):
-            pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
+            pinned = pin(state_root, snapshot_config)
+            merged = prepare(state_root, pinned, validate_config, synthesize_config)
             for number, train_config in enumerate(train_configs, start=1):
                 suffix = "" if number == 1 else f"-{number}"  # as kfp names the tasks
-                _policy(state_root, pinned, merged, train_config, evaluate_config, suffix)
+                learn(state_root, pinned, merged, train_config, evaluate_config, suffix)
 
     made: Callable[..., Any] = pipeline
     return made

@@ -22,7 +22,7 @@ from dpoflow_pipelines.run import default_home
 from dpoflow_pipelines.terminal import standard_console
 
 if TYPE_CHECKING:
-    from dpoflow.contracts.spec import Spec
+    from dpoflow.contracts.spec import RunnableName, Spec
     from dpoflow_pipelines.grid import Point
 
 app = typer.Typer(
@@ -64,14 +64,43 @@ def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[
     return points[0].spec if points else load_spec(spec, sets or []), points
 
 
+def _runnable(name: str) -> "RunnableName":
+    """The pipeline of that name that a spec is run by."""
+    if name == "align" or name == "retrain":  # noqa: PLR1714 mypy narrows no tuple
+        return name
+    more = "; dpoflow review promote does on this machine what it does" * (name == "promote")
+    raise ConfigError(f"--pipeline takes align or retrain, got '{name}'{more}")
+
+
+def _check_run(
+    pipeline: str, grid: list[str] | None, require: str | None, *, as_json: bool, dry_run: bool
+) -> None:
+    """Whether the options of `run` go together."""
+    if require not in (None, "promote"):
+        raise ConfigError(f"--require takes promote, got '{require}'")
+    if grid and pipeline != "align":
+        raise ConfigError(f"--grid goes with --pipeline align, not with {pipeline}")
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run; a run leaves its facts in summary.json")
+    if require and grid:
+        raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
+
+
 @app.command()
 def run(
     spec: SpecFile,
     home: Home,
     sets: Sets = None,
     grid: Grid = None,
+    pipeline: Annotated[
+        str, typer.Option(help="align, or retrain: align only where there is something to learn.")
+    ] = "align",
     require: Annotated[
-        str | None, typer.Option(help="Exit 4 unless the verdict is this: promote.")
+        str | None,
+        typer.Option(
+            help="Exit 4 unless the verdict is this: promote. A retrain that found nothing to "
+            "learn has no candidate, and exits 0."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec and tell what would run.")
@@ -93,18 +122,16 @@ def run(
         dpoflow run pipelines/configs/demo.yaml --require promote   # for scripts: exit 4 otherwise
 
         dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
+
+        dpoflow run align.yaml --pipeline retrain         # nightly: trains if `retrain:` says so
     """
     from dpoflow_pipelines.grid import show_points
     from dpoflow_pipelines.outline import show_spec, show_warnings
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import check_judges, show_spending
 
-    if require not in (None, "promote"):
-        raise ConfigError(f"--require takes promote, got '{require}'")
-    if as_json and not dry_run:
-        raise ConfigError("--json goes with --dry-run; a run leaves its facts in summary.json")
-    if require and grid:
-        raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
+    which = _runnable(pipeline)
+    _check_run(which, grid, require, as_json=as_json, dry_run=dry_run)
     loaded, points = _load(spec, sets, grid)
     console = standard_console()
     check_sources(loaded)
@@ -117,7 +144,7 @@ def run(
             for each in specs:
                 console.print_json(each.model_dump_json())
         else:
-            show_spec(console, loaded, [point.sets for point in points])
+            show_spec(console, loaded, [point.sets for point in points], which)
         show_spending(aside, loaded, num_points=len(specs))
         show_warnings(aside, loaded)
         return
@@ -134,7 +161,7 @@ def run(
         show_files(console, home, summary)
         return
     try:
-        summary = run_spec(loaded, home, console, require=require)
+        summary = run_spec(loaded, home, console, require=require, pipeline=which)
     except GateNotPassed:
         from dpoflow_pipelines.show import show_verdict
 
@@ -193,7 +220,7 @@ def plan(
 
 @app.command()
 def compile(
-    pipeline: Annotated[str, typer.Argument(help="Which DAG: align.")],
+    pipeline: Annotated[str, typer.Argument(help="Which DAG: align, retrain or promote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the YAML goes.")],
 ) -> None:
     """Compile a DAG to the YAML that Kubeflow Pipelines takes.
@@ -201,16 +228,24 @@ def compile(
     Example:
 
         dpoflow compile align -o align.yaml
+
+        dpoflow compile retrain -o retrain.yaml
     """
+    from typing import get_args
+
+    from dpoflow.contracts.spec import PipelineName
     from dpoflow_pipelines.run import compile_to
 
-    if pipeline != "align":
-        raise ConfigError(f"no pipeline '{pipeline}'; known: align")
+    known: dict[str, PipelineName] = {name: name for name in get_args(PipelineName)}
+    if pipeline not in known:
+        raise ConfigError(f"no pipeline '{pipeline}'; known: {', '.join(known)}")
     if not output.parent.is_dir():
         raise ConfigError(f"no folder {output.parent} to write {output.name} into")
     if output.is_dir():
-        raise ConfigError(f"{output} is a folder; name a file in it, such as {output}/align.yaml")
-    compile_to(output)
+        raise ConfigError(
+            f"{output} is a folder; name a file in it, such as {output}/{pipeline}.yaml"
+        )
+    compile_to(output, known[pipeline])
 
 
 @app.command()

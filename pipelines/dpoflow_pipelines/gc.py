@@ -61,7 +61,7 @@ def survey(home: Path, keep: int) -> Survey:
     _check_registry(home, folders)
     runs = _latest(folders, keep)
     found = list(aliased(sorted({_spec(each)["registry"]["model"] for each in folders})))
-    digests = {each for _, evidence in found for each in evidence.manifests}
+    digests = {each for version in found for each in version.evidence.manifests}
     stays = set(runs)
     for run in runs:
         for record in read_records(run).values():
@@ -73,7 +73,7 @@ def survey(home: Path, keep: int) -> Survey:
     doomed = [path for path in _candidates(home, folders) if path not in stays]
     return Survey(
         runs=tuple(runs),
-        versions=tuple(name for name, _ in found),
+        versions=tuple(version.name for version in found),
         doomed=tuple(doomed),
         notes=tuple(_notes(home, set(doomed))),
         num_bytes=_freed(doomed, stays),

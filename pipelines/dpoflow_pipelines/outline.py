@@ -13,16 +13,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpoflow.contracts.judges import JudgeConfig, models_in, rewards_in
-from dpoflow.contracts.spec import Spec, TrainSpec
+from dpoflow.contracts.spec import RetrainConfig, RunnableName, Spec, TrainSpec
 from dpoflow_pipelines.spending import endpoints_of
 
 
-def show_spec(console: Console, spec: Spec, points: Sequence[Sequence[str]] = ()) -> None:
+def show_spec(
+    console: Console,
+    spec: Spec,
+    points: Sequence[Sequence[str]] = (),
+    pipeline: RunnableName = "align",
+) -> None:
     """What would run; `points` are those of a sweep."""
     console.print(f"[bold]{escape(spec.name)}[/]: the spec is sound, and nothing was run")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     for step, told in _steps(spec):
         table.add_row(step, escape(told))
+    if pipeline == "retrain":
+        table.add_row("retrain", escape(_when(spec.retrain)))
     for number, sets in enumerate(points, start=1):
         table.add_row(f"point {number}", escape(" ".join(sets)))
     console.print(table)
@@ -41,6 +48,18 @@ def _steps(spec: Spec) -> Iterator[tuple[str, str]]:
     yield "synthesize", made if synthesize.enabled else "off"
     yield "train", f"{train.loss}, beta {train.beta:g}, {train.method}, {_pace(train)}"
     yield "evaluate", _judged(spec.evaluate.judge)
+
+
+def _when(retrain: RetrainConfig) -> str:
+    """What makes a retraining train."""
+    told = [f"trains without a champion, and at {retrain.min_new_pairs:,} new pairs"]
+    if retrain.max_age_days is not None:
+        told.append(f"at one if the champion is older than {retrain.max_age_days:g} days")
+    if retrain.more_thumbs_down is not None:
+        told.append(f"at {retrain.more_thumbs_down:g} more thumbs down")
+    if retrain.changed_spec:
+        told.append("at a changed spec")
+    return ", ".join(told)
 
 
 def _pace(train: TrainSpec) -> str:

@@ -18,6 +18,8 @@ TIMEOUT_S = {
     "evaluate": 12 * _HOURS,
     "register": 2 * _HOURS,
     "conclude": 600,
+    "decide": 2 * _HOURS,
+    "promote": 4 * _HOURS,
 }
 
 

@@ -8,7 +8,7 @@ Not     the events themselves (dpoflow.state.events)
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ _COLOURS = {
     "STOPPED": "yellow",
     "FAILED": "red",
     "PENDING": "dim",
+    "SKIPPED": "dim",
 }
 _GOES_ON = {None, "ServiceUnavailable", "KeyboardInterrupt", "SystemExit"}
 """How a task ends that the same command continues; None where it was killed."""
@@ -127,15 +128,20 @@ def _is_stopped(record: TaskRecord) -> bool:
 
 
 def task_table(
-    names: list[str], records: dict[str, TaskRecord], latest: dict[str, Event] | None = None
+    names: list[str],
+    records: dict[str, TaskRecord],
+    latest: dict[str, Event] | None = None,
+    *,
+    skipped: Container[str] = (),
 ) -> Table:
-    """The tasks of a run, one a row."""
+    """The tasks of a run, one a row; `skipped` are those that its decision left out."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("task", "state", "time", ""):
         table.add_column(column, justify="right" if column == "time" else "left")
     for name in names:
         record = records.get(name)
-        state: str = record.state if record else "PENDING"
+        waits = "SKIPPED" if name in skipped else "PENDING"
+        state: str = record.state if record else waits
         event = (latest or {}).get(name)
         note = ""
         if record and record.reused:

@@ -6,6 +6,7 @@ Not     the terminal's grammar (cli.py), how tasks are started (backends/)
 """
 
 import contextlib
+import importlib
 import os
 import secrets
 import signal
@@ -19,14 +20,14 @@ from rich.console import Console
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
-from dpoflow.contracts.spec import REGISTRY, Spec
+from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.registry.submission import QUOTED, open_submission
 from dpoflow.sources import remote
 from dpoflow.sources.files import data_files
 from dpoflow.state import files
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
-from dpoflow_pipelines.runs import IR, Run, claim_run, summarise
+from dpoflow_pipelines.runs import IR, NO_VERDICT, Run, claim_run, summarise
 
 
 class Interrupted(DpoflowError):
@@ -39,11 +40,10 @@ class Interrupted(DpoflowError):
         self.exit_code = 128 + number
 
 
-def compile_to(path: Path, name: str = "align") -> None:
+def compile_to(path: Path, name: PipelineName = "align") -> None:
     """Compile the DAG called `name` to `path`, atomically."""
-    from dpoflow_pipelines.align import align
-
-    _compile({"align": align}[name], path)
+    module = importlib.import_module(f"dpoflow_pipelines.{name}")
+    _compile(getattr(module, name), path)
 
 
 def compile_sweep(path: Path, points: Sequence[Point]) -> None:
@@ -113,14 +113,16 @@ def run_spec(
     *,
     require: str | None = None,
     points: Sequence[Point] = (),
+    pipeline: RunnableName = "align",
 ) -> RunSummary:
     """Run `spec` to its end, or continue the run of it that was cut off; with `points`, a sweep.
 
     Raises the failed task's error; GateNotPassed if `require` asks for another verdict than the
-    run's. The summary is written whenever a task was started.
+    run's, unless it found nothing to learn: then there is no candidate that could have one. The
+    summary is written whenever a task was started.
     """
     files.writable_folder(home, "the home")
-    with claim_run(home, spec, grid_of(points)) as run, _stopped_by_sigterm():
+    with claim_run(home, spec, grid_of(points), pipeline) as run, _stopped_by_sigterm():
         word = "continuing" if run.continued else "starting"
         console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
         try:
@@ -131,7 +133,7 @@ def run_spec(
             run.remember(error=str(error))  # also where it ended before there was a summary
             raise
     verdict = summary.evaluation.get("verdict")
-    if require is not None and verdict != require:
+    if require is not None and verdict not in (require, NO_VERDICT):
         raise GateNotPassed(
             f"the verdict is {verdict}, not {require}: {summary.evaluation.get('sentence')}"
         )
@@ -152,23 +154,29 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
             known=run.memory().get("mlflow_run_id"),
         )
     run.remember(mlflow_run_id=tracked.run_id)
-    from dpoflow_pipelines.backends.laptop import read_records, run_on_laptop, task_names
+    from dpoflow_pipelines.backends.laptop import (
+        not_to_run,
+        read_records,
+        run_on_laptop,
+        task_names,
+    )
 
     ir = run.folder / IR
     if points:
         compile_sweep(ir, points)
     else:
-        compile_to(ir)
+        compile_to(ir, run.pipeline)
     names = task_names(ir)
     mlflow = MlflowSummary(tracking_uri=public(tracked.tracking_uri), run_id=tracked.run_id)
 
     def conclude(state: RunState, error: str | None) -> RunSummary:
+        records = read_records(run.folder)
         summary = summarise(
-            run.run_id,
+            run,
             spec.name,
-            run.home,
             names,
-            read_records(run.folder),
+            records,
+            skipped=not_to_run(ir, records),
             state=state,
             error=error,
             mlflow=mlflow,
@@ -186,7 +194,7 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
         "DPOFLOW_MLFLOW_EXPERIMENT": tracked.experiment_id,
         QUOTED: submission or "",  # not that of an earlier run in this process
     }
-    arguments = {"state_root": str(run.home), **spec.arguments()}
+    arguments = {"state_root": str(run.home), **spec.arguments(run.pipeline)}
     if points:  # they bring their own train sections, and nothing is registered
         del arguments["train_config"], arguments["registry_config"]
     try:
@@ -206,7 +214,8 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
     summary = conclude("SUCCEEDED", None)
     close_run(tracked, "SUCCEEDED", summary.model_dump_json(indent=2))
     run.remember(state="SUCCEEDED")  # last: a run cut off before this is continued, and closed
-    console.print(task_table(names, read_records(run.folder)))
+    records = read_records(run.folder)
+    console.print(task_table(names, records, skipped=not_to_run(ir, records)))
     return summary
 
 

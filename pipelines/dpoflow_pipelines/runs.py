@@ -1,6 +1,6 @@
 """Runs of one home: their names, their folders, their summaries.
 
-    HOME/runs/<name>-<spec digest>-<n>/   run.json, align.yaml, log.txt, tasks/, summary.json
+    HOME/runs/<name>-<spec digest>-<n>/   run.json, pipeline.yaml, log.txt, tasks/, summary.json
     HOME/summary.json                     copy of the latest
 
 Reads   the home
@@ -20,6 +20,7 @@ from typing import Any
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import (
+    DecideResult,
     Decision,
     MlflowSummary,
     PointSummary,
@@ -29,12 +30,15 @@ from dpoflow.contracts.results import (
     TaskSummary,
     TrainResult,
 )
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import RunnableName, Spec
 from dpoflow.state import files
 from dpoflow.state.step import TaskRecord, find
 
-IR = "align.yaml"
+IR = "pipeline.yaml"
 """The compiled DAG, in a run's folder."""
+
+NO_VERDICT = "none"
+"""Of a run that found nothing to learn: there is no candidate."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Run:
     folder: Path
     continued: bool
     """Whether an earlier attempt was cut off and this one goes on with it."""
+    pipeline: RunnableName = "align"
 
     def remember(self, **facts: str) -> None:
         """Add to what the next attempt must know, such as the MLflow run."""
@@ -66,10 +71,17 @@ def memory(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def claim_run(home: Path, spec: Spec, grid: Mapping[str, list[str]] | None = None) -> Iterator[Run]:
+def claim_run(
+    home: Path,
+    spec: Spec,
+    grid: Mapping[str, list[str]] | None = None,
+    pipeline: RunnableName = "align",
+) -> Iterator[Run]:
     """The unfinished run of this spec if there is one, else a new one; nobody else may hold it."""
     runs = files.writable_folder(home / "runs", "the home")
-    identity = {"spec": spec.model_dump(mode="json"), "grid": grid} if grid else spec
+    told: dict[str, Any] = {"grid": grid} if grid else {}
+    told |= {"pipeline": pipeline} if pipeline != "align" else {}
+    identity = {"spec": spec.model_dump(mode="json"), **told} if told else spec
     prefix = f"{spec.name}-{sha256_json(identity)[:8]}-"
     earlier = {
         int(number): path
@@ -91,7 +103,8 @@ def claim_run(home: Path, spec: Spec, grid: Mapping[str, list[str]] | None = Non
                 f"wait for it, or watch it with: "
                 f"dpoflow status {last.name} --home {shlex.quote(str(home))}"
             ) from None
-        run = Run(home, last.name, last, continued=(last / "run.json").exists())
+        again = (last / "run.json").exists()
+        run = Run(home, last.name, last, continued=again, pipeline=pipeline)
         run.remember(spec=canonical_json(spec), state="RUNNING")
         yield run
 
@@ -135,18 +148,19 @@ def find_run(home: Path, run_id: str | None) -> Path:
 
 
 def summarise(
-    run_id: str,
+    run: Run,
     name: str,
-    home: Path,
     tasks: list[str],
     records: dict[str, TaskRecord],
     *,
+    skipped: set[str],
     state: RunState,
     error: str | None,
     mlflow: MlflowSummary | None,
     grid: Mapping[str, list[str]] | None = None,
 ) -> RunSummary:
-    """The run in one page, from what its tasks recorded."""
+    """The run in one page, from what its tasks recorded. `skipped` are not to run."""
+    home = run.home
     results = {name: record.result for name, record in records.items() if record.result}
     data: dict[str, object] = {}
     if "snapshot" in results:
@@ -155,15 +169,21 @@ def summarise(
     for step in ("validate", "synthesize", "merge"):
         if step in results:
             data[step] = results[step]
+    decided = DecideResult.model_validate(results["decide"]) if "decide" in results else None
+    evaluation = _evaluation(home, records, "")
+    if decided is not None and decided.decision == "skip":
+        evaluation = {"verdict": NO_VERDICT, "sentence": decided.sentence}
     return RunSummary(
-        run_id=run_id,
+        run_id=run.run_id,
         name=name,
         state=state,
         error=error,
-        tasks=tuple(_task(task, records.get(task)) for task in tasks),
+        pipeline=run.pipeline,
+        retrain=decided,
+        tasks=tuple(_task(task, records.get(task), skipped=task in skipped) for task in tasks),
         data=data,
         train=_trained(results, ""),
-        evaluation=_evaluation(home, records, ""),
+        evaluation=evaluation,
         registry=RegisterResult.model_validate(results["register"])
         if "register" in results
         else None,
@@ -202,9 +222,9 @@ def _evaluation(home: Path, records: Mapping[str, TaskRecord], suffix: str) -> d
     return evaluation
 
 
-def _task(name: str, record: TaskRecord | None) -> TaskSummary:
+def _task(name: str, record: TaskRecord | None, *, skipped: bool) -> TaskSummary:
     if record is None:
-        return TaskSummary(name=name, state="PENDING")
+        return TaskSummary(name=name, state="SKIPPED" if skipped else "PENDING")
     return TaskSummary(
         name=name,
         state=record.state,

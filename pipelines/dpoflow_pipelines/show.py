@@ -1,8 +1,8 @@
 """What a person sees of runs, verdicts and chains of evidence.
 
 Reads   summaries, decisions, manifests
-Gives   `show_summary`, `show_files`, `show_verdict`, `show_status`, `show_trace`,
-        `show_pulled`
+Gives   `show_summary`, `show_files`, `show_verdict`, `show_decision`, `show_status`,
+        `show_trace`, `show_pulled`
 Not     live progress (progress.py)
 """
 
@@ -21,7 +21,7 @@ from dpoflow.contracts.pairs import PreferencePair, read_parquet
 from dpoflow.contracts.results import RunSummary
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import find
-from dpoflow_pipelines.backends.laptop import read_records, task_names
+from dpoflow_pipelines.backends.laptop import not_to_run, read_records, task_names
 from dpoflow_pipelines.progress import settled, task_table
 from dpoflow_pipelines.runs import IR, find_run, is_held, memory
 
@@ -42,6 +42,7 @@ def _summary(folder: Path) -> RunSummary | None:
 
 def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
     """The verdict, unselected answers, and what a reviewer does next."""
+    show_decision(console, summary)
     show_verdict(console, home, summary)
     if summary.registry and summary.mlflow:
         version = summary.registry
@@ -60,6 +61,16 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             lines.insert(2, "  → Tags → approval = approve: REASON, or reject: REASON")
         console.print("\n".join(lines), markup=False, highlight=False)
     show_files(console, home, summary)
+
+
+def show_decision(console: Console, summary: RunSummary | None) -> None:
+    """Of a retraining: whether there was something to learn, and why."""
+    if summary is None or summary.retrain is None:
+        return
+    word = {"train": "trained", "skip": "nothing to learn"}[summary.retrain.decision]
+    if summary.state != "SUCCEEDED" and summary.retrain.decision == "train":
+        word = "something to learn"
+    console.print(f"[bold]{word}:[/] {_safe(summary.retrain.sentence)}", highlight=False)
 
 
 def show_files(console: Console, home: Path, summary: RunSummary) -> None:
@@ -143,7 +154,9 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     if not held:
         records = settled(records)
     console.print(f"[bold]{folder.name}[/] {state}", highlight=False)
-    console.print(task_table(names, records))
+    skipped = not_to_run(ir, records) if ir.exists() else ()
+    console.print(task_table(names, records, skipped=skipped))
+    show_decision(console, summary)
     if error:
         console.print(f"error: {error}", markup=False, highlight=False)
     if not held and state == "FAILED" and "the same command" not in (error or ""):

@@ -41,6 +41,9 @@ STEPS = {
     "snapshot": Step(
         "dpoflow.snapshot.step:run", spec.SnapshotConfig, results.SnapshotResult, (), ("origins",)
     ),
+    "decide": Step(
+        "dpoflow.decide.step:run", spec.DecideConfig, results.DecideResult, ("data",), ()
+    ),
     "validate": Step(
         "dpoflow.validate.step:run",
         spec.ValidateConfig,
@@ -116,7 +119,7 @@ def run_step(
             inputs=given,
             outputs=targets,
             kind=step.result,
-            reuse=name not in ("snapshot", "register"),
+            reuse=name not in ("snapshot", "decide", "register"),
         )
     return result.model_dump_json(indent=2)
 

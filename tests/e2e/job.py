@@ -66,6 +66,8 @@ class SmallJob:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Besides that of the tests, of which MLflow's and our own variables are left out."""
+    patience_s: float = 300
+    """A command that takes longer hangs."""
 
     @classmethod
     def write(cls, folder: Path) -> "SmallJob":
@@ -111,7 +113,7 @@ class SmallJob:
     def call(self, *arguments: str) -> Ended:
         """Run `dpoflow …` to its end."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=self.patience_s)
         return Ended(process.returncode, out, err)
 
     def run(self, home: Path, *sets: str) -> Ended:

@@ -12,9 +12,9 @@ from tests.unit.test_adapters_formats import SOUND
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt, Source
 from dpoflow.contracts.spec import FormatName
+from dpoflow.sources.checks import check
 from dpoflow.sources.formats.registry import FORMATS, convert, recognise
 from dpoflow.sources.reasons import REASONS, Quarantine
-from dpoflow.validate.checks import check
 from dpoflow.validate.excerpt import MAX_CHARS, of_item, of_row, plain
 
 ORIGIN = Source(dataset="d", row="d:1")

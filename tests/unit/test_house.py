@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("snapshot", "validate", "synthesize", "train", "evaluate", "register")
+STEPS = (
+    *("snapshot", "decide", "validate", "synthesize", "train", "evaluate", "register"),
+    "promote",
+)
 TOP_LEVEL = {
     *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile"),
     *("components", "pipelines", "infra", "tests"),

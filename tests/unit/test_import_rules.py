@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "components", ROOT / "pipelines")
-STEPS = ("snapshot", "validate", "synthesize", "train", "evaluate", "register")
+STEPS = (
+    *("snapshot", "decide", "validate", "synthesize", "train", "evaluate", "register"),
+    "promote",
+)
 
 
 class Import(NamedTuple):

@@ -13,6 +13,8 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.judges import Qualification
 
 Verdict = Literal["promote", "reject", "inconclusive"]
+Reason = Literal["first", "unknown", "new_pairs", "age", "feedback", "spec"]
+"""Why to train: no champion yet, its data cannot be known, or what is new since."""
 TaskState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "SKIPPED"]
 RunState = Literal["RUNNING", "SUCCEEDED", "FAILED"]
 
@@ -65,6 +67,42 @@ class SnapshotResult(Contract):
     num_files: int
     num_bytes: int
     """Of the data; the model's files are not counted."""
+
+
+class Thumbs(Contract):
+    """Answers that were rated by themselves."""
+
+    down: int
+    of: int
+
+
+class DecideResult(Contract):
+    """Whether there is something to learn, and why."""
+
+    decision: Literal["train", "skip"]
+    sentence: str
+    reasons: tuple[Reason, ...] = ()
+    """Those that hold; any of them is enough."""
+    champion: str | None = None
+    """NAME/VERSION that the news are news to; None where there is none yet."""
+    age_days: float | None = None
+    new_pairs: int
+    """Pairs with a preference that the champion's data did not hold, each once."""
+    new_ratings: int = 0
+    new_prompts: int = 0
+    changed: dict[str, tuple[str, str]] = {}
+    """Knob to what it was for the champion, and what it is."""
+    thumbs: dict[str, Thumbs] = {}
+    """`new` feedback, and that in the data of the `champion`."""
+
+
+class PromoteResult(Contract):
+    """One round of the promoter."""
+
+    promoted: tuple[str, ...] = ()
+    """NAME/VERSION of each that is champion now."""
+    drift: tuple[str, ...] = ()
+    """Where the registry names another champion than the log."""
 
 
 class Counts(Contract):
@@ -339,6 +377,9 @@ class RunSummary(Contract):
     state: RunState
     error: str | None = None
     tasks: tuple[TaskSummary, ...] = ()
+    pipeline: Literal["align", "retrain"] = "align"
+    retrain: DecideResult | None = None
+    """Of `retrain`: whether it trained. Where it did not, the verdict is `none`."""
     data: dict[str, object] = Field(default_factory=dict)
     train: TrainResult | None = None
     evaluation: dict[str, object] = Field(default_factory=dict)

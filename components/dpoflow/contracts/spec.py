@@ -7,7 +7,7 @@ Not     where steps run (pipelines/), what they do (the step folders)
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -75,6 +75,8 @@ PLACES = ("sources", "replay", "evaluation_sets")
 """Knobs of `data` that name files: of what is in them, not of where it lies, hangs the rest."""
 
 _LOOKS = 8
+_MODELS = ("init", "reference")
+"""Knobs of `train` that name models."""
 
 _WEB = ("https", "http")
 _SIGNATURE = re.compile(
@@ -164,6 +166,12 @@ class SnapshotConfig(Contract):
     """What the candidate must beat beside the base. An alias `champion` may not be there yet."""
     max_download_gb: float = Field(64, gt=0)
     """A file from elsewhere that is larger is refused, in GiB."""
+    lineage: tuple[str, ...] = ()
+    """Versions of the registry whose prompts keep the side that they were on: what a version was
+    tested with is not trained on afterwards, and what it learnt is no test."""
+    unattended: bool = False
+    """For a schedule. Without a champion training starts from the base, nothing is replayed, and a
+    source with `since` that has nothing new gives no file."""
 
 
 class ValidateConfig(Contract):
@@ -658,6 +666,67 @@ class RegistryConfig(Contract):
     """Who must have signed the decision; `evaluate.signer` where it is left out."""
 
 
+def names_alias(uri: str) -> bool:
+    """Whether a URI names a version by an alias, which may move, or name none yet."""
+    return uri.startswith(REGISTRY) and "@" in uri
+
+
+class RetrainConfig(Contract):
+    """When the pipeline `retrain` trains; `align` always does."""
+
+    min_new_pairs: int = Field(100, ge=1)
+    """So many preferences that the champion's data did not hold are enough."""
+    max_age_days: float | None = Field(None, gt=0)
+    """Is the champion older, one new preference is enough. None: its age is no reason."""
+    more_thumbs_down: float | None = Field(None, ge=0, lt=1)
+    """Trains where the share of thumbs down in new feedback surely (95%) lies further above that in
+    the champion's data than this. None: feedback is no reason."""
+    changed_spec: bool = True
+    """Trains where the model, or what `data`, `synthesize` and `train` say of what is learnt, is
+    not as it was for the champion."""
+
+
+ModelRole = Literal["model", "init", "reference"]
+
+
+class DecideConfig(RetrainConfig):
+    """And what the step `decide` must know of the rest."""
+
+    champion: str = Field(pattern="^models:/.+@.+$")
+    """Whose data and knobs are compared with."""
+    counts_prompts: bool = False
+    """Whether pairs are made of prompts without answers."""
+    sections: dict[str, dict[str, Any]] = {}
+    """`data`, `synthesize` and `train`, as far as what is learnt hangs on them."""
+    fixed: tuple[ModelRole, ...] = ("model",)
+    """Models that the spec names once for all; others move with an alias."""
+    digests: dict[ModelRole, str] = {}
+    """What was pinned."""
+    max_line_mb: float = Field(16, gt=0)
+    max_unpacked_gb: float = Field(64, gt=0)
+    max_chars: int = Field(32_000, ge=1)
+
+
+LEARNS_NOTHING = {
+    "data": (
+        *("max_line_mb", "max_unpacked_gb", "min_pairs", "max_quarantined", "max_share"),
+        *("min_agreement", "max_chosen_longer", "min_preferred", "min_thumbs", "min_slice_pairs"),
+    ),
+    "synthesize": ("budget",),
+    "train": (
+        *("backend", "processes", "sharding", "trainjob", "device", "save_steps"),
+        *("activation_checkpointing", "compile", "layout", "heldout_looks"),
+    ),
+}
+"""Knobs that refuse, watch, or say where something is computed: another value teaches nothing."""
+
+PipelineName = Literal["align", "retrain", "promote"]
+"""The DAGs that are compiled."""
+
+RunnableName = Literal["align", "retrain"]
+"""Those that a spec is run by."""
+
+
 class Spec(Contract):
     """What to align on what. `dpoflow schema` prints the JSON Schema of this."""
 
@@ -673,6 +742,7 @@ class Spec(Contract):
     train: TrainSpec = TrainSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     registry: RegistryConfig
+    retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -723,6 +793,38 @@ class Spec(Contract):
             judges=tuple(sorted({each.model for each in self._reward_models()})),
             champion=self.evaluate.champion and self._model(self.evaluate.champion),
             max_download_gb=self.data.max_download_gb,
+            lineage=(init,) if init.startswith(REGISTRY) else (),
+        )
+
+    @property
+    def decide(self) -> DecideConfig:
+        """What the step that decides on training needs to know."""
+        init, reference = (self._model(name) for name in (self.train.init, self.train.reference))
+        named: dict[ModelRole, str] = {
+            "model": self.model,
+            "init": init,
+            "reference": init if reference == "init" else reference,
+        }
+        sections: dict[str, Contract] = {
+            "data": self.data,
+            "synthesize": self.synthesize,
+            "train": self.train,
+        }
+        return DecideConfig(
+            **self.retrain.model_dump(),
+            champion=self._model(CHAMPION),
+            counts_prompts=self.synthesize.enabled,
+            sections={
+                name: section.model_dump(
+                    mode="json",
+                    exclude={*LEARNS_NOTHING[name], *PLACES, "max_download_gb", *_MODELS},
+                )
+                for name, section in sections.items()
+            },
+            fixed=tuple(role for role, uri in named.items() if not names_alias(uri)),
+            max_line_mb=self.data.max_line_mb,
+            max_unpacked_gb=self.data.max_unpacked_gb,
+            max_chars=self.data.max_chars,
         )
 
     def _reward_models(self) -> Iterator[RewardJudgeConfig]:
@@ -740,8 +842,20 @@ class Spec(Contract):
         champion = f"{REGISTRY}{self.registry.model}@{CHAMPION}"
         return {"base": self.model, CHAMPION: champion}.get(name, name)
 
-    def arguments(self) -> dict[str, str]:
-        """The parameters of the `align` pipeline: each step's section as canonical JSON."""
+    def arguments(self, pipeline: RunnableName = "align") -> dict[str, str]:
+        """The parameters of a pipeline: each step's section as canonical JSON."""
+        if pipeline == "retrain":
+            champion = self._model(CHAMPION)
+            snapshot = self.snapshot.model_copy(
+                update={
+                    "lineage": tuple(dict.fromkeys((champion, *self.snapshot.lineage))),
+                    "unattended": True,
+                }
+            )
+            return self.arguments() | {
+                "snapshot_config": canonical_json(snapshot),
+                "decide_config": canonical_json(self.decide),
+            }
         return {
             "snapshot_config": canonical_json(self.snapshot),
             "validate_config": canonical_json(

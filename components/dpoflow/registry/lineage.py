@@ -14,6 +14,10 @@ from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.manifest import Manifest, files_digest
 from dpoflow.state.step import find
 
+VERSION = "version"
+"""The parent of a model that came from the registry: the policy of that version, where this root
+has it. So the chain goes on to the version before, and ends where a home no longer holds it."""
+
 
 class Evidence(Contract):
     """Every artifact that a version rests on; `roots` are where the walk begins."""
@@ -28,13 +32,13 @@ class Evidence(Contract):
 def ancestry(root: Path, roots: Mapping[str, str]) -> Evidence:
     """The manifests of `roots` and of all they were computed from."""
     manifests: dict[str, Manifest] = {}
-    waiting = list(roots.values())
+    waiting = list(roots.items())
     while waiting:
-        digest = waiting.pop()
-        if digest in manifests:
+        name, digest = waiting.pop()
+        if digest in manifests or (name == VERSION and not _is_here(root, digest)):
             continue
         manifests[digest] = manifest.read(_folder(root, digest))
-        waiting.extend(manifests[digest].parents.values())
+        waiting.extend(manifests[digest].parents.items())
     return Evidence(roots=dict(roots), manifests=dict(sorted(manifests.items())))
 
 
@@ -46,7 +50,7 @@ def walk(root: Path, evidence: Evidence) -> Iterator[tuple[str, Manifest, Path]]
     seen, waiting = set[str](), list(evidence.roots.items())
     while waiting:
         name, digest = waiting.pop(0)
-        if digest in seen:
+        if digest in seen or (name == VERSION and digest not in evidence.manifests):
             continue
         seen.add(digest)
         folder, recorded = _folder(root, digest), evidence.manifests.get(digest)
@@ -59,6 +63,11 @@ def walk(root: Path, evidence: Evidence) -> Iterator[tuple[str, Manifest, Path]]
             )
         yield name, recorded, folder
         waiting.extend(recorded.parents.items())
+
+
+def _is_here(root: Path, digest: str) -> bool:
+    folder = find(root, digest)
+    return folder is not None and folder.is_dir()
 
 
 def _folder(root: Path, digest: str) -> Path:

@@ -2,7 +2,8 @@
 
 Reads   a policy directory, reports, tags
 Gives   `record_version`, once per evidence; `read_version` for a trace; `identify`, `fetch`,
-        `pairs_of` and `data_of` for what a `models:/` URI names; `aliased` for what aliases hold
+        `recorded`, `pairs_of`, `data_of` and `sides_of` for what a `models:/` URI names, `aliased`
+        for what aliases do
 Not     verdicts (evaluate/), the walk to the sources (lineage.py)
 """
 
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Literal
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
+from dpoflow.contracts.manifest import Manifest
 from dpoflow.contracts.results import RegisterResult
 from dpoflow.contracts.spec import REGISTRY
-from dpoflow.registry.lineage import Evidence
+from dpoflow.registry.lineage import VERSION, Evidence
 from dpoflow.registry.submission import TAG
 from dpoflow.state.files import publish, write_text
 from dpoflow.state.step import find
@@ -222,11 +224,49 @@ def fetch(uri: str, folder: Path) -> Path:
     return local / "model"
 
 
-def aliased(names: Iterable[str]) -> Iterator[tuple[str, Evidence]]:
-    """Each version that an alias of these models names, as NAME/VERSION, and what it rests on.
+@dataclass(frozen=True)
+class Recorded:
+    """A version by its evidence, of which no weight was fetched."""
 
-    Versions that brought no evidence are left out: others recorded them. Raises DataRejected where
-    the files of one are gone, ServiceUnavailable where MLflow does not tell.
+    name: str
+    """NAME/VERSION."""
+    created: float
+    """Seconds since 1970."""
+    evidence: Evidence
+
+    def of_kind(self, kind: str) -> Manifest | None:
+        """The artifact of that kind that the version itself rests on, not what it started from."""
+        seen, waiting = set[str](), [*self.evidence.roots.values()]
+        while waiting:
+            digest = waiting.pop(0)
+            made = self.evidence.manifests.get(digest)
+            if made is None or digest in seen:
+                continue
+            if made.kind == kind:
+                return made
+            seen.add(digest)
+            waiting += [each for name, each in made.parents.items() if name != VERSION]
+        return None
+
+
+def recorded(uri: str) -> Recorded:
+    """What a `models:/` URI names. DataRejected where dpoflow did not record it."""
+    found = _named(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        _downloaded(found, Path(folder), "/evidence.json")
+        evidence = _evidence(found, Path(folder))
+    return Recorded(
+        name=f"{found.name}/{found.version}",
+        created=int(found.creation_timestamp) / 1000,
+        evidence=evidence,
+    )
+
+
+def aliased(names: Iterable[str]) -> Iterator[Recorded]:
+    """Each version that an alias of these models names; those that others recorded are left out.
+
+    Raises DataRejected where the files of one are gone, ServiceUnavailable where MLflow does not
+    tell.
     """
     from mlflow.exceptions import MlflowException
 
@@ -241,20 +281,18 @@ def aliased(names: Iterable[str]) -> Iterator[tuple[str, Evidence]]:
                 f"MLflow does not tell the aliases of {name} ({quoted(error.message)}); try again"
             ) from None
         for version in sorted({int(each) for each in aliases.values()}):
-            found = _look_up(name, str(version))
-            if "dpoflow.evidence" in found.tags:
-                yield f"{name}/{version}", _evidence_of(found)
+            if "dpoflow.evidence" in _look_up(name, str(version)).tags:
+                yield recorded(f"{REGISTRY}{name}/{version}")
 
 
 def pairs_of(uri: str, root: Path) -> list[Path]:
     """The files of pairs and ratings that a version was trained on, if this root has them."""
-    found = _named(uri)
-    evidence = _evidence_of(found)
-    digest = evidence.manifests[evidence.roots["policy"]].parents["pairs"]
+    version = recorded(uri)
+    digest = version.evidence.manifests[version.evidence.roots["policy"]].parents["pairs"]
     artifact = find(root, digest)
     if artifact is None or not artifact.is_dir():
         raise DataRejected(
-            f"the pairs {digest[:12]}… that {found.name}/{found.version} was trained on are not "
+            f"the pairs {digest[:12]}… that {version.name} was trained on are not "
             f"under {root}; name the home it was made in with --home, or a file of pairs"
         )
     return sorted(artifact.glob("*.parquet"))
@@ -262,16 +300,38 @@ def pairs_of(uri: str, root: Path) -> list[Path]:
 
 def data_of(uri: str, root: Path) -> list[Path]:
     """The folders of pinned data that a version rests on. DataRejected where they are not here."""
-    found = _named(uri)
-    evidence = _evidence_of(found)
-    digests = [name for name, each in evidence.manifests.items() if each.kind == "snapshot.data"]
-    folders = [find(root, digest) for digest in digests]
-    if any(folder is None or not folder.is_dir() for folder in folders):
+    version = recorded(uri)
+    return [data_folder(version, root)]
+
+
+def data_folder(version: Recorded, root: Path) -> Path:
+    """The pinned data that a version rests on. DataRejected where they are not here."""
+    made = version.of_kind("snapshot.data")
+    folder = find(root, made.digest) if made else None
+    if folder is None or not folder.is_dir():
         raise DataRejected(
-            f"the data of {found.name}/{found.version} is not under {root}, so nobody can tell "
+            f"the data of {version.name} is not under {root}, so nobody can tell "
             "what is new; name its home with --home, or leave data.sources[].since out"
         )
-    return [folder for folder in folders if folder is not None]
+    return folder
+
+
+def sides_of(uri: str, root: Path) -> dict[Literal["heldout", "learnt"], list[Path]]:
+    """Files with the prompts that a version was tested with, and with those it learnt from.
+
+    DataRejected where they are not here.
+    """
+    version, found = recorded(uri), dict[Literal["heldout", "learnt"], list[Path]]()
+    names = {"prompts.parquet"}, {"train.parquet", "ratings.parquet"}
+    for role, kind, wanted in zip(
+        ("heldout", "learnt"), ("merge.heldout", "merge.training"), names, strict=True
+    ):
+        made = version.of_kind(kind)
+        folder = find(root, made.digest) if made else None
+        if folder is None or not folder.is_dir():
+            raise DataRejected(f"{kind} of {version.name} is not under {root}")
+        found[role] = sorted(folder / name for name in wanted if (folder / name).is_file())
+    return found
 
 
 def _downloaded(found: "ModelVersion", folder: Path, within: str = "") -> Path:
@@ -353,13 +413,6 @@ def _evidence(found: "ModelVersion", folder: Path) -> Evidence:
     evidence = Evidence.model_validate_json(text)
     _check_evidence(evidence, found.tags, what)
     return evidence
-
-
-def _evidence_of(found: "ModelVersion") -> Evidence:
-    """The same, without its model."""
-    with tempfile.TemporaryDirectory() as folder:
-        _downloaded(found, Path(folder), "/evidence.json")
-        return _evidence(found, Path(folder))
 
 
 def _aliases(client: "MlflowClient", name: str, version: int) -> tuple[str, ...]:

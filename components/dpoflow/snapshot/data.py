@@ -18,14 +18,15 @@ from pathlib import Path
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
-from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig
+from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig, names_alias
 from dpoflow.sources import remote
 from dpoflow.sources.downloads import Listed, RemoteFile, download
 from dpoflow.sources.files import DataFile, Found, data_files, local_path
-from dpoflow.sources.pinned import FILES, DataRole, Pinned, read_pinned, write_pinned
+from dpoflow.sources.pinned import FILES, LINEAGE, DataRole, Pinned, read_pinned, write_pinned
 from dpoflow.state.events import Events
 from dpoflow.state.files import link
 from dpoflow.state.step import code_digest
+from dpoflow.tracking.feedback import NothingNew
 
 CHUNK = 1 << 20
 
@@ -34,6 +35,8 @@ _KNOBS: dict[DataRole, str] = {
     "replayed": "data.sources",  # their pairs may not share names either
     "evaluation": "data.evaluation_sets",
     "answers": "evaluate.suites",
+    "heldout": "held out before",
+    "learnt": "learnt before",
 }
 """Where a spec names the files of each role."""
 
@@ -51,18 +54,65 @@ class Located:
 def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
     """Every file of every source; an error names the first that cannot be used."""
     most = int(config.max_download_gb * 2**30)
+    quiet, replay = config.unattended, config.replay
+    if quiet:
+        replay = tuple(each for each in replay if not _is_missing(each.uri, "replayed", events))
     located = [
-        *_find(config.sources, root, events, "new", most=most),
-        *_find(config.replay, root, events, "replayed", most=most),
+        *_find(config.sources, root, events, "new", most=most, quiet=quiet),
+        *_find(replay, root, events, "replayed", most=most),
         *_find(config.evaluation_sets, root, events, "evaluation", most=most),
         *_find(config.answers, root, events, "answers", most=most),
+        *_before(config.lineage, root, events),
     ]
     _refuse_namesakes(located)
     return located
 
 
+def _is_missing(uri: str, what: str, events: Events) -> bool:
+    """Whether an alias names no version yet; then that is said."""
+    if not names_alias(uri):
+        return False
+    from dpoflow.registry.versions import champion_of  # mlflow: only where it is asked
+
+    if champion_of(uri) is not None:
+        return False
+    events.say(f"{uri} names no version yet: nothing of it is {what}")
+    return True
+
+
+def _before(lineage: Iterable[str], root: Path, events: Events) -> Iterator[Located]:
+    """Files that say on which side prompts were for these versions, and for those before them."""
+    found: dict[tuple[DataRole, str], Path] = {}
+    for uri in lineage:
+        if _is_missing(uri, "kept apart", events):
+            continue
+        from dpoflow.registry.versions import data_of, sides_of
+
+        try:
+            (folder,), sides = data_of(uri, root), sides_of(uri, root)
+        except DataRejected as gone:
+            events.say(f"which prompts {uri} was tested with is not known ({gone})")
+            continue
+        for each in read_pinned(folder):
+            if each.role in LINEAGE:
+                found[each.role, each.name] = folder / FILES / each.sha256
+        for role, paths in sides.items():
+            for path in paths:
+                name = f"{manifest.read(path.parent).digest[:16]}/{path.name}"
+                found[role, name] = path
+    before = SourceConfig(uri="lineage", format="canonical")
+    for (role, name), path in found.items():
+        yield Located(before, "lineage", DataFile(path, name), role)
+
+
 def _find(
-    sources: Iterable[SourceConfig], root: Path, events: Events, role: DataRole, *, most: int
+    sources: Iterable[SourceConfig],
+    root: Path,
+    events: Events,
+    role: DataRole,
+    *,
+    most: int,
+    quiet: bool = False,
 ) -> Iterator[Located]:
     found: Found | Listed
     for source in sources:
@@ -74,7 +124,13 @@ def _find(
         elif remote.is_remote(source.uri):
             name = source.name or remote.name_of(source.uri)
             known = _known(source, name, root, events)
-            found = remote.listed(source, most=most, known=known)
+            try:
+                found = remote.listed(source, most=most, known=known)
+            except NothingNew as none:
+                if not quiet:
+                    raise DataRejected(str(none)) from None
+                events.say(str(none))
+                continue
             for told in found.told:
                 events.say(told)
         else:
@@ -116,9 +172,11 @@ def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manife
     _room_for(_still_to_come(located, downloads), folder)
     fetched = _download(located, downloads, events)
     pinned = [
-        _copy(entry, folder / FILES)
-        if isinstance(entry.file, DataFile)
-        else _adopt(entry, fetched[entry.file], folder / FILES)
+        _adopt(entry, fetched[entry.file], folder / FILES)
+        if isinstance(entry.file, RemoteFile)
+        else _adopt(entry, entry.file.path, folder / FILES)
+        if entry.role in LINEAGE  # artifacts of ours, which nobody changes
+        else _copy(entry, folder / FILES)
         for entry in events.track(located, "pin data", len(located), unit="files")
     ]
     write_pinned(pinned, folder)
@@ -153,6 +211,8 @@ def _origin(file: DataFile | RemoteFile) -> dict[str, str]:
 
 def _refuse_namesakes(located: list[Located]) -> None:
     names = Counter((_KNOBS[entry.role], entry.source_name, entry.file.name) for entry in located)
+    if not names:  # of a schedule, on a quiet night
+        return
     (knob, source, file), count = names.most_common(1)[0]
     if count > 1:
         raise ConfigError(

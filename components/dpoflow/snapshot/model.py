@@ -18,8 +18,9 @@ import dpoflow
 from dpoflow.contracts import manifest
 from dpoflow.contracts.judges import reward_folder
 from dpoflow.contracts.spec import REGISTRY
+from dpoflow.registry.lineage import VERSION
 from dpoflow.snapshot import content
-from dpoflow.state.step import code_digest
+from dpoflow.state.step import code_digest, find
 
 
 class Store(NamedTuple):
@@ -55,17 +56,21 @@ def _pin(kind: str, places: dict[str, Path], store: Store) -> Path:
     )  # torch: not before it is needed
 
     draft, trained = store.work / kind, dict[str, Any]()
+    parents = dict[str, str]()
     shutil.rmtree(draft, ignore_errors=True)
     for uri, place in places.items():
         store.say(f"making {uri} a safetensors folder")
         (draft / place).parent.mkdir(parents=True, exist_ok=True)
         with _fetched(uri, store.work) as where:
-            trained = _trained(Path(where)) if uri.startswith(REGISTRY) else {}
+            if uri.startswith(REGISTRY):
+                trained, parents = _trained(Path(where)), _version(Path(where), store.root)
             materialise(where, draft / place, say=store.say)
         if kind == "judges":  # hours before it is loaded
             check_reward_model(draft / place, uri)
     config = {"uri": ", ".join(Path(uri).name for uri in places), **trained}
-    sealed = manifest.seal(draft, f"snapshot.{kind}", parents={}, config=config, code=code_digest())
+    sealed = manifest.seal(
+        draft, f"snapshot.{kind}", parents=parents, config=config, code=code_digest()
+    )
     folder = content.keep(draft, store.root, say=store.say)
     if facts is not None and facts == _all_hold(places):
         content.remember(store.root, name, facts, sealed.digest)
@@ -93,6 +98,12 @@ def _trained(version: Path) -> dict[str, Any]:
     """What a version of the registry was made from, and how: reports hold it against others."""
     made = manifest.read(version)
     return {"trained": {"config": made.config, "parents": made.parents}}
+
+
+def _version(version: Path, root: Path) -> dict[str, str]:
+    """The policy that a version of the registry is, if it was made here: lineage goes on there."""
+    digest = manifest.read(version).digest
+    return {VERSION: digest} if find(root, digest) else {}
 
 
 def holds(uri: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ Not     rows (validate/), model internals (policy/)
 from pathlib import Path
 
 from dpoflow.contracts.results import SnapshotResult
-from dpoflow.contracts.spec import CHAMPION, REGISTRY, SnapshotConfig
+from dpoflow.contracts.spec import CHAMPION, REGISTRY, SnapshotConfig, names_alias
 from dpoflow.snapshot import content, data, model
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import StepState
@@ -25,9 +25,10 @@ def run(config: SnapshotConfig, *, state: StepState, origins: Path | None = None
         data.write_origins(located, pinned, origins / ORIGINS)
     store = model.Store(state.root, state.work, state.events.say)
     base = model.pin(config.model, store)
-    init = model.pin(config.init, store) if config.init not in (None, config.model) else base
-    held_to = config.reference or config.init or config.model
-    known = {config.model: base, config.init or config.model: init}
+    begins = _there_yet(config.init, config, store) or config.model
+    init = model.pin(begins, store) if begins != config.model else base
+    held_to = _there_yet(config.reference, config, store) or begins
+    known = {config.model: base, begins: init}
     reference = known.get(held_to) or model.pin(held_to, store)
     judges = model.pin_judges(config.judges, store) if config.judges else None
     champion = _champion(config.champion, store)
@@ -50,6 +51,18 @@ def run(config: SnapshotConfig, *, state: StepState, origins: Path | None = None
         num_files=len(located),
         num_bytes=sum(entry.num_bytes for entry in read_pinned(pinned)),
     )
+
+
+def _there_yet(uri: str | None, config: SnapshotConfig, store: model.Store) -> str | None:
+    """The URI of a model; of a schedule None where its alias names no version yet."""
+    if uri is None or not (config.unattended and names_alias(uri)):
+        return uri
+    from dpoflow.registry.versions import champion_of
+
+    version = champion_of(uri)
+    if version is None:
+        store.say(f"{uri} names no version yet: the base stands in for it")
+    return version
 
 
 def _champion(uri: str | None, store: model.Store) -> Path | None:

@@ -18,8 +18,11 @@ from dpoflow.contracts.base import Contract, canonical_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import FormatName
 
-DataRole = Literal["new", "replayed", "evaluation", "answers"]
-"""New preferences, old ones that are mixed in, what must not be trained on, and answers to that."""
+DataRole = Literal["new", "replayed", "evaluation", "answers", "heldout", "learnt"]
+"""New preferences, old ones that are mixed in, what must not be trained on, and answers to that;
+prompts that an earlier version was tested with, or learnt from."""
+
+LINEAGE: tuple[DataRole, ...] = ("heldout", "learnt")
 
 SOURCES = "sources.json"
 FILES = "files"

@@ -80,7 +80,7 @@ REASONS: dict[Code, str] = {
     "ambiguous": "which field is the prompt, which the answers or what was voted would be a guess",
     "no_vote": "nobody finished a vote: all are drafts, discarded, skipped or absent",
     "no_annotator": "the server did not see the person whom the label names finish it",
-    # the texts: validate/checks.py
+    # the texts: sources/checks.py
     "empty_prompt": "the last user turn is blank",
     "empty_turn": "an earlier turn of the prompt is blank",
     "empty_chosen": "the chosen answer is blank",

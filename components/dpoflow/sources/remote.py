@@ -43,7 +43,7 @@ def look(source: SourceConfig, *, most: int) -> None:
 
 
 def listed(source: SourceConfig, *, most: int, known: Sequence[Path] = ()) -> Listed:
-    """What a remote source names, nothing of it larger than `most` bytes.
+    """What a remote source names, nothing of it larger than `most` bytes; or feedback.NothingNew.
 
     `known`: earlier files of a source with `since`; what they hold is left out.
     """

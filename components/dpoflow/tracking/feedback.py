@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from mlflow.tracing.client import TracingClient
 
 Row = dict[str, Any]
+
+
+class NothingNew(DataRejected):
+    """There was something before, and nothing since."""
+
+
 _BATCH = 100
 
 
@@ -116,7 +122,8 @@ class Store:
         found = _labels(place) if place.labels else _thumbs(place)
         rows = sorted(_news(found.rows, self._known), key=lambda row: row["id"])
         if not rows:
-            raise DataRejected(_nothing(place, found, since=bool(self._known)))
+            told = _nothing(place, found, since=bool(self._known))
+            raise NothingNew(told) if self._known and found.rows else DataRejected(told)
         told = list(found.told)
         if self._known and len(rows) < len(found.rows):
             told.append(f"{len(found.rows) - len(rows)} of {len(found.rows)} were known before")

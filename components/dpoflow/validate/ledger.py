@@ -25,20 +25,22 @@ from numpy.typing import NDArray
 from dpoflow.contracts.pairs import (
     TOKENS,
     Item,
+    Message,
     PreferencePair,
     Prompt,
     Quality,
     Rating,
     Split,
     json_table,
+    prompt_digest,
 )
 from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
 from dpoflow.validate.findings import HIDDEN
-from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, clusters
+from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, bands_of, clusters
 from dpoflow.validate.private import is_private
-from dpoflow.validate.split import asked
+from dpoflow.validate.split import asked, root_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +83,10 @@ _COLUMNS = {
     "looked_at": "INTEGER",  # 1 where texts were searched for what is private
 }
 _TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
+_EARLIER = (
+    "CREATE TABLE earlier (prompt_id TEXT, root TEXT, bands BLOB, text TEXT,"
+    " kept_out INTEGER, learnt INTEGER)"
+)
 _INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
 _NOTHING = dict.fromkeys(_COLUMNS)
 _MODELS: dict[Kind, type[Item]] = {"pair": PreferencePair, "rating": Rating, "prompt": Prompt}
@@ -109,6 +115,7 @@ class Ledger:
         self._db.execute("PRAGMA journal_mode = OFF")  # a killed attempt starts over
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_TABLE)
+        self._db.execute(_EARLIER)
         self._db.execute("BEGIN")
 
     def __enter__(self) -> Self:
@@ -122,6 +129,14 @@ class Ledger:
         """Rows by the names of their columns; an absent one is null."""
         self._db.executemany(_INSERT, ({**_NOTHING, **row} for row in rows))
 
+    def remember(self, prompt: tuple[Message, ...], *, kept_out: bool) -> None:
+        """A prompt that an earlier version was tested with, or learnt from: no row of this run."""
+        text = asked(prompt)
+        values = (prompt_digest(prompt), root_of(prompt), bands_of(text), text)
+        self._db.execute(
+            "INSERT INTO earlier VALUES (?, ?, ?, ?, ?, ?)", (*values, kept_out, not kept_out)
+        )
+
     def index(self) -> None:
         """Once, after the last row and before any question about the whole set."""
         self._db.execute("CREATE INDEX by_id ON rows (kind, id)")
@@ -131,31 +146,39 @@ class Ledger:
     def draw_sides(self, near_similarity: float) -> None:
         """A cluster is held out as soon as one of its prompts is drawn; see split.py.
 
-        Rows that are not kept count, too: what they joined stays joined when they are mended.
+        Rows that are not kept count, too: what they joined stays joined when they are mended. A
+        prompt that was on a side before stays there, and what is near it goes there, too; what is
+        near prompts of both sides can be on neither, and is dropped like what is near an old pair.
         """
         self._db.execute(
             "CREATE TABLE prompts AS SELECT prompt_id, min(seq) AS seq, root, bands,"
-            " max(side = 'heldout') AS drawn, max(origin = 'replayed') AS old, NULL AS side,"
-            " NULL AS cluster FROM rows"
-            " WHERE bands IS NOT NULL GROUP BY prompt_id ORDER BY prompt_id"
+            " max(text) AS text, max(drawn) AS drawn, max(old) AS old, max(kept_out) AS kept_out,"
+            " max(learnt) AS learnt, NULL AS side, NULL AS cluster FROM ("
+            "SELECT prompt_id, seq, root, bands, NULL AS text, side = 'heldout' AS drawn,"
+            " origin = 'replayed' AS old, 0 AS kept_out, 0 AS learnt FROM rows"
+            " WHERE bands IS NOT NULL UNION ALL"
+            " SELECT prompt_id, NULL, root, bands, text, 0, 0, kept_out, learnt FROM earlier)"
+            " GROUP BY prompt_id ORDER BY prompt_id"
         )
         (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
         above = clusters(num, self._keys(num), partial(self._near, near_similarity))
-        known = self._db.execute("SELECT drawn, old FROM prompts ORDER BY rowid")
-        of_prompt = np.fromiter(known, np.dtype((bool, 2)), num)
-        of_cluster, sizes = np.zeros((num, 2), bool), np.bincount(above, minlength=num)
-        np.logical_or.at(of_cluster, above, of_prompt)
+        known = self._db.execute("SELECT drawn, old, kept_out, learnt FROM prompts ORDER BY rowid")
+        own = np.fromiter(known, np.dtype((bool, 4)), num)
+        whole, sizes = np.zeros((num, 4), bool), np.bincount(above, minlength=num)
+        np.logical_or.at(whole, above, own)
+        heldout, old, barred = _sides(own, whole[above])
         self._db.executemany(
-            "UPDATE prompts SET side = ?, old = ?, cluster ="
+            "UPDATE prompts SET side = ?, old = ?, kept_out = ?, cluster ="
             " (SELECT substr(prompt_id, 1, 16) FROM prompts WHERE rowid = ?) WHERE rowid = ?",
             (
                 (
-                    "heldout" if of_cluster[top, 0] else "train",
-                    bool(of_cluster[top, 1]),
+                    "heldout" if heldout[at] else "train",
+                    bool(old[at]),
+                    bool(barred[at]),
                     top + 1 if sizes[top] > 1 else None,
-                    at,
+                    at + 1,
                 )
-                for at, top in enumerate(above.tolist(), start=1)
+                for at, top in enumerate(above.tolist())
             ),
         )
         self._db.execute("CREATE UNIQUE INDEX by_prompt ON prompts (prompt_id)")
@@ -181,17 +204,24 @@ class Ledger:
     def _prompt(self, at: int) -> tuple[str, str]:
         """How it begins, and the whole of it, plain."""
         query = (
-            "SELECT p.root, r.kind, r.body FROM prompts p JOIN rows r ON r.seq = p.seq"
-            " WHERE p.rowid = ?"
+            "SELECT p.root, p.text, r.kind, r.body FROM prompts p"
+            " LEFT JOIN rows r ON r.seq = p.seq WHERE p.rowid = ?"
         )
-        root, kind, body = self._db.execute(query, (at + 1,)).fetchone()
-        return root, asked(_item(kind, body).prompt)
+        root, text, kind, body = self._db.execute(query, (at + 1,)).fetchone()
+        return root, asked(_item(kind, body).prompt) if text is None else text
 
     def drop_old_leaks(self) -> None:
-        """What would be held out and is near an old pair: the policy may have learnt it already."""
+        """What would be held out and is near an old pair: the policy may have learnt it already.
+
+        And an old pair that is near what was held out before: it must not be learnt now.
+        """
         self._db.execute(
             "UPDATE rows SET code = 'leakage', detail = 'near an old pair' WHERE code IS NULL"
             " AND side = 'heldout' AND prompt_id IN (SELECT prompt_id FROM prompts WHERE old)"
+        )
+        self._db.execute(
+            "UPDATE rows SET code = 'leakage', detail = 'held out before' WHERE code IS NULL"
+            " AND side = 'train' AND prompt_id IN (SELECT prompt_id FROM prompts WHERE kept_out)"
         )
 
     def drop_not_preferred(self) -> None:
@@ -431,11 +461,13 @@ class Ledger:
 
     def near(self) -> dict[str, Any]:
         """Clusters of prompts that are nearly the same or begin alike."""
-        (num_all,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
+        ours = "SELECT count(*) FROM prompts WHERE seq IS NOT NULL"
+        (num_all,) = self._db.execute(ours).fetchone()
         num_clusters, num_prompts, largest, heldout = self._db.execute(
             "SELECT count(*), coalesce(sum(size), 0), coalesce(max(size), 0),"
             " coalesce(max(size * (side = 'heldout')), 0) FROM (SELECT count(*) AS size,"
-            " min(side) AS side FROM prompts WHERE cluster IS NOT NULL GROUP BY cluster)"
+            " min(side) AS side FROM prompts WHERE cluster IS NOT NULL AND seq IS NOT NULL"
+            " GROUP BY cluster HAVING count(*) > 1)"
         ).fetchone()
         query = (
             "SELECT r.row, count(*), min(r.seq) FROM prompts p JOIN rows r ON r.seq = p.seq"
@@ -496,6 +528,19 @@ class Ledger:
         for some_id, where in self._db.execute(query, (side, side)):
             digest.update(f"{some_id} {where}\n".encode())
         return digest.hexdigest()
+
+
+def _sides(own: NDArray[np.bool_], whole: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
+    """(held out, dropped where it is held out, dropped where it is trained on) of each prompt.
+
+    `own` [num, 4] is what is known of it, `whole` of its cluster: drawn, near an old pair, held out
+    before, learnt before.
+    """
+    _, _, kept_out, learnt = own.T
+    drawn, old, near_kept_out, near_learnt = whole.T
+    heldout = kept_out | (~learnt & (near_kept_out | (drawn & ~near_learnt)))
+    torn = near_kept_out & near_learnt & ~kept_out & ~learnt
+    return heldout, old | torn, near_kept_out & ~learnt
 
 
 def _table(rows: list[tuple[Any, ...]], kind: Kind) -> "pa.Table":

@@ -7,17 +7,14 @@ Not     looking at a row (row.py), what only the whole set shows (ledger.py)
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import ValidateConfig
-from dpoflow.sources.files import read_rows
-from dpoflow.sources.formats import registry
-from dpoflow.sources.formats.messages import Format
 from dpoflow.sources.json_rows import Raw
-from dpoflow.sources.pinned import FILES, Pinned, read_pinned
+from dpoflow.sources.pinned import Pinned, read_pinned
+from dpoflow.sources.pinned_rows import format_of, prompts_of, rows_of
 from dpoflow.sources.reasons import Quarantine
 from dpoflow.state.events import Events
 from dpoflow.texts.contamination import Evaluations
@@ -58,6 +55,8 @@ def read_into(
     facts, evaluations = list[FileFacts](), Evaluations()
     pinned = read_pinned(data)
     for each in pinned:
+        if each.role in ("heldout", "learnt"):
+            facts.append(_remember(ledger, data, each, events))
         if each.role == "evaluation":
             facts.append(_learn(evaluations, data, each, config, events))
     with Crew(config, tokenizer_of(model, config), evaluations) as crew:
@@ -74,7 +73,7 @@ class _FileReader:
     """One file's rows, counted as they pass."""
 
     def __init__(self, data: Path, pinned: Pinned, config: ValidateConfig, events: Events) -> None:
-        self._form, self._rows = _format_of(pinned, _rows(data, pinned, config))
+        self._form, self._rows = format_of(pinned, _rows(data, pinned, config))
         self._pinned, self._events = pinned, events
         self.facts = _facts(pinned, self._form.name)
 
@@ -101,6 +100,17 @@ class _FileReader:
             yield row_id, row
 
 
+def _remember(ledger: Ledger, data: Path, pinned: Pinned, events: Events) -> FileFacts:
+    """Take in on which side prompts were before."""
+    facts = _facts(pinned, "canonical")
+    kept_out = pinned.role == "heldout"
+    counted = events.track(prompts_of(data, pinned), f"read {excerpt.plain(pinned.name)}")
+    for prompt in counted:
+        facts.num_rows += 1
+        ledger.remember(prompt, kept_out=kept_out)
+    return facts
+
+
 def _learn(
     evaluations: Evaluations, data: Path, pinned: Pinned, config: ValidateConfig, events: Events
 ) -> FileFacts:
@@ -120,11 +130,8 @@ def _learn(
 
 
 def _rows(data: Path, pinned: Pinned, config: ValidateConfig) -> Iterator[tuple[str, Raw]]:
-    return read_rows(
-        data / FILES / pinned.sha256,
-        pinned.name,
-        max_line_mb=config.max_line_mb,
-        max_unpacked_gb=config.max_unpacked_gb,
+    return rows_of(
+        data, pinned, max_line_mb=config.max_line_mb, max_unpacked_gb=config.max_unpacked_gb
     )
 
 
@@ -134,12 +141,3 @@ def _facts(pinned: Pinned, form: str) -> FileFacts:
 
 def _num_chars(row: Raw) -> int:
     return sum(map(len, texts_in(row)))
-
-
-def _format_of(
-    pinned: Pinned, rows: Iterator[tuple[str, Raw]]
-) -> tuple[Format, Iterator[tuple[str, Raw]]]:
-    if pinned.format != "auto":
-        return registry.FORMATS[pinned.format], rows
-    first = list(islice(rows, registry.LOOK_AT))
-    return registry.recognise([row for _, row in first], pinned.name), chain(first, rows)

@@ -21,13 +21,13 @@ from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import TOKENS, Item, Prompt, Rating, Source, with_system
 from dpoflow.contracts.spec import FormatName, ValidateConfig
+from dpoflow.sources.checks import check
 from dpoflow.sources.formats import registry
 from dpoflow.sources.json_rows import Raw
 from dpoflow.sources.pinned import Pinned
 from dpoflow.sources.reasons import Code, Quarantine
 from dpoflow.texts.contamination import Evaluations, Overlap, answers_of, said_in
 from dpoflow.validate import agreement, excerpt
-from dpoflow.validate.checks import check
 from dpoflow.validate.findings import HIDDEN, Findings, kinds_of
 from dpoflow.validate.near import bands_of
 from dpoflow.validate.private import is_private

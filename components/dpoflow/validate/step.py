@@ -22,11 +22,11 @@ from dpoflow.contracts.pairs import (
 )
 from dpoflow.contracts.results import Counts, ValidateResult
 from dpoflow.contracts.spec import ValidateConfig
+from dpoflow.sources.checks import check
 from dpoflow.sources.reasons import HARMLESS, Quarantine
 from dpoflow.state.step import StepState
 from dpoflow.validate import report as reports
 from dpoflow.validate.agreement import agreement_of
-from dpoflow.validate.checks import check
 from dpoflow.validate.ledger import Kind, Ledger, Origin, quality_columns
 from dpoflow.validate.limits import Limit, limits_of
 from dpoflow.validate.read import read_into

@@ -1,13 +1,14 @@
 """Run a compiled DAG on this machine: kfp.local, one subprocess a task.
 
 Reads   a compiled pipeline (YAML) and its arguments
-Gives   `run_on_laptop`, `task_names`; what ran is read from the tasks' own records, never from what
-        kfp.local reports (it calls a skipped branch a success)
+Gives   `run_on_laptop`, `task_names`, `not_to_run`; what ran is read from the tasks' own records,
+        never from what kfp.local reports (it calls a skipped branch a success)
 Not     drawing progress (progress.py), naming runs (runs.py)
 """
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,15 +30,46 @@ ALWAYS = {
 }
 
 
+_EQUALS = re.compile(r"inputs\.parameter_values\['(?P<input>[\w-]+)'\] == '(?P<word>[\w-]+)'")
+"""The one kind of condition that our DAGs have; kfp.local gets others wrong."""
+
+_RETURNS = {"decide": "decision"}
+"""What a component that returns one word takes it from: a field of its step's result."""
+
+
 class TaskFailed(DpoflowError):
     """A task ended in an error that was nobody's config, data or service: a bug."""
 
 
 def task_names(ir: Path) -> list[str]:
     """Every task of the DAG that runs code, in the order in which a person would read them."""
-    spec = next(iter(YAML(typ="safe").load_all(ir.read_text("utf-8"))))
+    return [name for name, _ in _walk(_spec_of(ir))]
 
-    def walk(dag: dict[str, Any]) -> Iterator[str]:
+
+def not_to_run(ir: Path, records: Mapping[str, TaskRecord]) -> set[str]:
+    """Tasks in branches that the results of earlier tasks rule out.
+
+    A branch whose condition is anything but one task's word being equal to another word, or whose
+    word is not known yet, rules nothing out: its tasks are missed when they do not run.
+    """
+    return {
+        name
+        for name, branches in _walk(_spec_of(ir))
+        if any(_is_ruled_out(branch, records) for branch in branches)
+    }
+
+
+def _spec_of(ir: Path) -> dict[str, Any]:
+    spec: dict[str, Any] = next(iter(YAML(typ="safe").load_all(ir.read_text("utf-8"))))
+    return spec
+
+
+def _walk(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[dict[str, Any], ...]]]:
+    """Each task that runs code, with the conditional tasks that it lies in."""
+
+    def walk(
+        dag: dict[str, Any], branches: tuple[dict[str, Any], ...]
+    ) -> Iterator[tuple[str, tuple[dict[str, Any], ...]]]:
         waiting = dict(dag["tasks"])
         while waiting:  # topological, ties by name
             ready = [
@@ -46,13 +78,29 @@ def task_names(ir: Path) -> list[str]:
                 if not waiting.keys() & set(task.get("dependentTasks", ()))
             ]
             for name in ready:
-                component = spec["components"][waiting.pop(name)["componentRef"]["name"]]
+                task = waiting.pop(name)
+                component = spec["components"][task["componentRef"]["name"]]
+                conditional = "condition" in task.get("triggerPolicy", {})
+                within = (*branches, task) if conditional else branches
                 if "dag" in component:
-                    yield from walk(component["dag"])
+                    yield from walk(component["dag"], within)
                 else:
-                    yield name
+                    yield name, within
 
-    return list(walk(spec["root"]["dag"]))
+    yield from walk(spec["root"]["dag"], ())
+
+
+def _is_ruled_out(branch: dict[str, Any], records: Mapping[str, TaskRecord]) -> bool:
+    asked = _EQUALS.fullmatch(branch["triggerPolicy"]["condition"])
+    if asked is None:
+        return False
+    given = branch["inputs"]["parameters"].get(asked["input"], {}).get("taskOutputParameter")
+    task = given["producerTask"] if given else ""
+    record = records.get(task)
+    if record is None or record.state != "SUCCEEDED" or record.result is None:
+        return False
+    word = record.result.get(_RETURNS.get(task, ""))
+    return isinstance(word, str) and word != asked["word"]
 
 
 def read_records(run_dir: Path) -> dict[str, TaskRecord]:
@@ -94,16 +142,28 @@ def run_on_laptop(
         )
         load_component_from_file(str(ir))(**arguments)
     shutil.rmtree(run_dir / "kfp", ignore_errors=True)  # outputs live in the steps' state
-    _assert_all_succeeded(task_names(ir), read_records(run_dir), run_dir / "log.txt")
+    records = read_records(run_dir)
+    _assert_ran(task_names(ir), records, not_to_run(ir, records), run_dir / "log.txt")
 
 
-def _assert_all_succeeded(names: list[str], records: dict[str, TaskRecord], log: Path) -> None:
+def _assert_ran(
+    names: list[str], records: dict[str, TaskRecord], skipped: set[str], log: Path
+) -> None:
+    """Every task succeeded but those `skipped`, and none of these was begun."""
     for name in names:
         record = records.get(name)
         if record is not None and record.state == "FAILED":
             kind = BY_NAME.get(record.error_type or "", TaskFailed)
             raise kind(f"{name}: {record.error}")
-    missing = [name for name in names if name not in records or records[name].state != "SUCCEEDED"]
+    if begun := [name for name in names if name in skipped and name in records]:
+        raise TaskFailed(
+            f"{', '.join(begun)} ran, though the run was to end without; the end of {log} says more"
+        )
+    missing = [
+        name
+        for name in names
+        if name not in skipped and (name not in records or records[name].state != "SUCCEEDED")
+    ]
     if missing:
         raise TaskFailed(
             f"{', '.join(missing)} never reported success (killed, or out of memory?); "

@@ -3,7 +3,7 @@
 Reads   a row's fields: strings, or lists of messages
 Gives   `text`, `number`, `one_of`, `message`, `messages`, `conversation`, `question`,
         `final_answers`, `pair`, `scored`
-Not     blank, identical or long texts: see validate/checks.py
+Not     blank, identical or long texts: see ../checks.py
 """
 
 import contextlib

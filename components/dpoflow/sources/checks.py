@@ -2,7 +2,7 @@
 
 Reads   canonical rows
 Gives   `check`: raises Quarantine for the first thing that is wrong
-Not     the shape of foreign rows (sources/), what only the whole set shows (ledger.py)
+Not     the shape of foreign rows (formats/), what only the whole set shows (validate/)
 """
 
 from dpoflow.contracts.pairs import Item, Message, PreferencePair, Rating

@@ -1,0 +1,1 @@
+"""Whether there is something to learn since the champion."""

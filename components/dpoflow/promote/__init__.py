@@ -1,0 +1,1 @@
+"""What reviewers approved becomes champion, as a task of a pipeline."""
