@@ -95,8 +95,17 @@ def schema_faults(documents: list[Document]) -> list[str]:
         f"{at(each)}: {said}"
         for each in documents
         if each["kind"] not in FOREIGN and not each["apiVersion"].startswith(trainjob.GROUP)
-        if (said := schema_fault(json.dumps(each, sort_keys=True)))
+        if (said := schema_fault(json.dumps(anywhere(each), sort_keys=True)))
     ]
+
+
+def anywhere(document: Document) -> Document:
+    """What two namespaces have alike is looked at once."""
+    about = document["metadata"]
+    return {
+        **document,
+        "metadata": {**about, **({"namespace": "x"} if "namespace" in about else {})},
+    }
 
 
 @functools.cache
@@ -444,7 +453,7 @@ def test_kubeflows_launcher_finds_settings_of_the_shape_that_it_reads(
     assert data["defaultPipelineRoot"].startswith(f"{provider[0]}://")
     assert ("secretRef" in credentials) is not credentials["fromEnv"]
     if "secretRef" in credentials:
-        assert credentials["secretRef"]["secretName"] == "dpoflow-s3"  # noqa: S105
+        assert credentials["secretRef"]["secretName"] == "dpoflow-s3"
     assert plugin["settings"].keys() <= PLUGIN
     assert plugin["settings"]["injectUserEnvVars"] is False
     service = the(documents, "Service", "dpoflow-mlflow", "mlflow")["spec"]["ports"][0]["port"]

@@ -167,7 +167,7 @@ def test_what_an_image_is_tried_with_is_there_and_comes_with_what_it_holds(image
     [
         *(("cpu", name) for name in ("snapshot", "validate", "synthesize", "register")),
         *(("cpu", name) for name in ("registry", *SHARED)),
-        *(("gpu", name) for name in ("train", "evaluate", *SHARED)),
+        *(("gpu", name) for name in ("train", "evaluate", "synthesize", *SHARED)),
         *(("mlflow", name) for name in ("registry", "tracking", "state")),
     ],
 )
