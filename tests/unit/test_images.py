@@ -20,7 +20,11 @@ from dpoflow import images
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "infra" / "images" / "Dockerfile"
 HADOLINT = Path(sys.executable).with_name("hadolint")
-EXTRAS = {"cpu": ("cpu",), "gpu": ("gpu", "qlora"), "mlflow": ("server",)}
+INSTALL = (ROOT / "infra" / "images" / "install.py").read_text("utf-8")
+EXTRAS: dict[str, tuple[str, ...]] = ast.literal_eval(
+    re.findall(r"^EXTRAS = (.+)$", INSTALL, re.MULTILINE)[0]
+)
+"""Image to what it holds, as the build has it."""
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 
 
