@@ -35,7 +35,7 @@ DISCARDED = ROOT / ".venv.discarded"
 CPU_INDEX = os.environ.get("DPOFLOW_TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 """PyTorch's own index of builds without CUDA, or a mirror of it."""
 EXTRAS = ("cpu", "gpu", "pipelines", "test", "dev")
-NO_DEPENDENCIES = ("demo", "harness")
+NO_DEPENDENCIES = ("demo", "harness", "kubectl")
 """Extras of which only the distribution itself is wanted."""
 ENVIRONMENT_GB = 4
 DOWNLOADS_GB = 1

@@ -144,6 +144,7 @@ test = []
 dev = []
 demo = ["weights==1.0"]
 harness = []
+kubectl = []
 """
 BACKEND = """
 import zipfile

@@ -354,7 +354,7 @@ class LoraConfig(Contract):
 class TrainJobConfig(Contract):
     """Training as a Kubeflow TrainJob on the cluster."""
 
-    runtime: str = "torch-distributed"
+    runtime: str = "dpoflow-torchrun"
     """The ClusterTrainingRuntime it builds on."""
     nodes: int = Field(1, ge=1)
     gpus: int = Field(1, ge=0)
