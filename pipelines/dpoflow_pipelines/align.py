@@ -26,10 +26,16 @@ from dpoflow_pipelines.placement import place
 
 
 def _data(
-    state_root: str, snapshot_config: str, validate_config: str, synthesize_config: str
+    state_root: str,
+    snapshot_config: str,
+    validate_config: str,
+    synthesize_config: str,
+    submitted: str,
 ) -> tuple[PipelineTask, PipelineTask]:
     """(snapshot, merge): everything before training."""
-    pinned = place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
+    pinned = place(
+        snapshot(config=snapshot_config, state_root=state_root, submitted=submitted), cache=False
+    )
     checked = place(
         validate(
             config=validate_config,
@@ -114,11 +120,17 @@ def align(
     train_config: str,
     evaluate_config: str,
     registry_config: str,
+    submitted: str = "",
 ) -> None:
-    """Each `…_config` is the canonical JSON of its own section of the spec."""
+    """Each `…_config` is the canonical JSON of its own section of the spec.
+
+    `submitted` says whose run it is where nobody waits for it: see `contracts.submitted`.
+    """
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="align"):
-        pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
+        pinned, merged = _data(
+            state_root, snapshot_config, validate_config, synthesize_config, submitted
+        )
         trained, judged = _policy(state_root, pinned, merged, train_config, evaluate_config)
         place(
             register(
@@ -126,7 +138,8 @@ def align(
                 state_root=state_root,
                 policy=trained.outputs["policy"],
                 decision=judged.outputs["decision"],
-            )
+            ),
+            cache=False,  # only the registry knows whether the version is still there
         )
 
 
@@ -143,7 +156,9 @@ def sweep(train_configs: Sequence[str]) -> Callable[..., Any]:
     ) -> None:
         ended = place(conclude(state_root=state_root))
         with dsl.ExitHandler(ended, name="sweep"):
-            pinned, merged = _data(state_root, snapshot_config, validate_config, synthesize_config)
+            pinned, merged = _data(
+                state_root, snapshot_config, validate_config, synthesize_config, ""
+            )
             for number, train_config in enumerate(train_configs, start=1):
                 suffix = "" if number == 1 else f"-{number}"  # as kfp names the tasks
                 _policy(state_root, pinned, merged, train_config, evaluate_config, suffix)

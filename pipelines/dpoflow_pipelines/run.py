@@ -9,10 +9,10 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -28,6 +28,9 @@ from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
 from dpoflow_pipelines.runs import IR, Run, claim_run, summarise
 
+if TYPE_CHECKING:
+    from dpoflow.contracts.placement import PlacementConfig
+
 
 class Interrupted(DpoflowError):
     """Somebody stopped the run; nothing is lost."""
@@ -39,11 +42,19 @@ class Interrupted(DpoflowError):
         self.exit_code = 128 + number
 
 
-def compile_to(path: Path, name: str = "align") -> None:
-    """Compile the DAG called `name` to `path`, atomically."""
+def compile_to(
+    path: Path,
+    name: str = "align",
+    placement: "PlacementConfig | None" = None,
+    images: Mapping[str, str] | None = None,
+) -> None:
+    """Compile the DAG called `name` to `path`, atomically; for a cluster with a `placement`.
+
+    `images` says which digest an image has: see images_lock.py.
+    """
     from dpoflow_pipelines.align import align
 
-    _compile({"align": align}[name], path)
+    _compile({"align": align}[name], path, placement, images)
 
 
 def compile_sweep(path: Path, points: Sequence[Point]) -> None:
@@ -53,9 +64,22 @@ def compile_sweep(path: Path, points: Sequence[Point]) -> None:
     _compile(sweep(configs_of(points)), path)
 
 
-def _compile(pipeline: Callable[..., Any], path: Path) -> None:
-    from kfp import compiler
+def _compile(
+    pipeline: Any,
+    path: Path,
+    placement: "PlacementConfig | None" = None,
+    images: Mapping[str, str] | None = None,
+) -> None:
+    from kfp import compiler, dsl
 
+    if placement is not None:  # its tasks are made anew: they ask where they are placed
+        from dpoflow_pipelines.placement import Placing, placing
+
+        how, info = Placing(placement, images or {}), pipeline.pipeline_spec.pipeline_info
+        with placing(how):
+            pipeline = dsl.pipeline(
+                name=info.name, description=info.description, pipeline_config=how.pipeline_config
+            )(pipeline.pipeline_func)
     draft = path.with_name(f".{path.stem}.draft.yaml")
     try:
         compiler.Compiler().compile(pipeline, str(draft))

@@ -55,11 +55,11 @@ def test_no_condition_compares_numbers_and_nothing_is_installed_at_run_time(comp
     assert "pip install" not in text
 
 
-def test_only_the_snapshot_and_nothing_downstream_of_it_escapes_the_cache(compiled: Path) -> None:
+def test_only_what_looks_at_the_world_escapes_the_cache(compiled: Path) -> None:
     tasks = documents(compiled)[0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
 
-    assert set(tasks) - cached == {"snapshot"}
+    assert set(tasks) - cached == {"snapshot", "register"}
 
 
 @dsl.component(base_image="dpoflow-python-test", install_kfp_package=False)

@@ -25,6 +25,7 @@ from dpoflow.contracts.judges import (
     rubrics_in,
 )
 from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
+from dpoflow.contracts.placement import PlacementConfig
 
 FormatName = Literal[
     "auto",
@@ -673,6 +674,7 @@ class Spec(Contract):
     train: TrainSpec = TrainSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     registry: RegistryConfig
+    placement: PlacementConfig = PlacementConfig()
 
     @model_validator(mode="before")
     @classmethod
