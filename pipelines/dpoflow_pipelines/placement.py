@@ -37,6 +37,8 @@ TIMEOUT_S = {
     "evaluate": 12 * _HOURS,
     "register": 2 * _HOURS,
     "conclude": 600,
+    "decide": 2 * _HOURS,
+    "promote": 4 * _HOURS,
 }
 FITS = {
     "snapshot": TaskPlacement(cpu="2", memory="16Gi"),
@@ -47,9 +49,10 @@ FITS = {
     "evaluate": TaskPlacement(cpu="8", memory="64Gi"),
     "register": TaskPlacement(cpu="2", memory="16Gi"),
     "conclude": TaskPlacement(cpu="1", memory="2Gi"),
+    "decide": TaskPlacement(cpu="2", memory="8Gi"),
+    "promote": TaskPlacement(cpu="2", memory="8Gi"),
 }
 """What does for a model of some billion parameters."""
-_SMALL = TaskPlacement(cpu="2", memory="8Gi")
 _SIGNING = "/var/run/dpoflow/signing"
 """Where evaluate, and nobody else, finds the key that signs decisions: signing.pem."""
 
@@ -112,7 +115,7 @@ def place(task: PipelineTask, *, cache: bool = True) -> PipelineTask:
 
 def _wanted(config: PlacementConfig, step: str) -> TaskPlacement:
     """The task's own knobs, else the default's, else what fits; secrets and settings add up."""
-    layers = [FITS.get(step, _SMALL), config.default, config.of(step)]
+    layers = [FITS[step], config.default, config.of(step)]
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= {name: value for name, value in layer if value is not None}

@@ -179,6 +179,8 @@ class PlacementConfig(Contract):
     evaluate: TaskPlacement = TaskPlacement()
     register_: TaskPlacement = Field(TaskPlacement(), alias="register")
     conclude: TaskPlacement = TaskPlacement()
+    decide: TaskPlacement = TaskPlacement()
+    promote: TaskPlacement = TaskPlacement()
 
     @model_validator(mode="after")
     def _gpus_are_where_they_are_used(self) -> Self:
