@@ -1,4 +1,4 @@
-"""What must hold of every compiled DAG before a cluster gets it; each rule is shown a broken one."""
+"""What must hold of every DAG before a cluster gets it; each rule is shown one that breaks it."""
 
 import copy
 import re
@@ -311,13 +311,20 @@ def test_a_task_has_a_gpu_where_it_computes_with_a_model_itself(
     assert {task: placed.of(task).gpus for task in gpus} == gpus
 
 
+def judged_with(key: str) -> dict[str, Any]:
+    endpoint = {"base_url": "https://judge.example/v1", "model": "m", "api_key_env": key}
+    return {"kind": "llm", "endpoint": endpoint}
+
+
 def test_keys_of_endpoints_reach_only_the_task_that_asks_them(tmp_path: Path) -> None:
-    judge = (
-        "{kind: llm, endpoint: {base_url: 'https://judge.example/v1', model: m, api_key_env: %s}}"
-    )
-    spec = load_spec(
-        DEMO,
-        [f"synthesize.judge={judge % 'MAKER_KEY'}", f"evaluate.judge={judge % 'JUDGE_KEY'}"],
+    spec = Spec.model_validate(
+        {
+            "name": "keys",
+            "model": "hf://org/name@main",
+            "data": {"sources": [{"uri": "s3://bucket/pairs"}]},
+            "synthesize": {"judge": judged_with("MAKER_KEY")},
+            "evaluate": {"judge": judged_with("JUDGE_KEY")},
+        }
     )
 
     pods = compiled(tmp_path, "align", placed_for(spec)).pods()

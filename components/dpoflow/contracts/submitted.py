@@ -15,6 +15,8 @@ class Submitted(Contract):
 
     name: str = Field(min_length=1)
     """Of the run; of a schedule, where there is one."""
+    nonce: str = Field(min_length=1)
+    """Of this submission alone: by it a run is found again whose creation was cut off."""
     spec: Spec
     mlflow_run_id: str | None = None
     """The run that the submitter opened in MLflow; None where the first task opens one."""
