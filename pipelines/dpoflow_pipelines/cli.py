@@ -17,6 +17,8 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
+from dpoflow_pipelines.cluster_cli import commands as of_clusters
+from dpoflow_pipelines.cluster_cli import schedule
 from dpoflow_pipelines.review_cli import review
 from dpoflow_pipelines.run import default_home
 from dpoflow_pipelines.terminal import standard_console
@@ -476,6 +478,8 @@ def judge_qualify(
         raise GateNotPassed(report.sentence)
 
 
+app.add_typer(of_clusters)
+app.add_typer(schedule, name="schedule")
 app.add_typer(review, name="review")
 
 evals = typer.Typer(help="Figures of published benchmarks.", no_args_is_help=True)

@@ -1,7 +1,8 @@
 """Retries, timeouts and resources of every task: the only Kubernetes words in Python.
 
 Reads   the spec's section `placement`, and what else of a spec says what its tasks need
-Gives   `place` for each task of a DAG, `placing` around the DAG that is compiled, `placed_for`
+Gives   `place` for each task of a DAG, `placing` around the DAG that is compiled, `placed_for` and
+        `wanted` to tell of it
 Not     the section's knobs (contracts/placement.py), a TrainJob's own words (train/trainjob.py)
 
 Compiled without a placement, as on a laptop, a DAG has only retries, deadlines and caching.
@@ -100,20 +101,20 @@ def place(task: PipelineTask, *, cache: bool = True) -> PipelineTask:
     """
     step = re.sub(r"-\d+$", "", task.name)  # train-2 is the second train
     how = _PLACING.get()
-    wanted = _wanted(how.config, step) if how else TaskPlacement()
+    given = wanted(how.config, step) if how else TaskPlacement()
     task.set_retry(
-        num_retries=RETRIES if wanted.retries is None else wanted.retries,
+        num_retries=RETRIES if given.retries is None else given.retries,
         backoff_duration="1s",
         backoff_factor=2.0,
     )
     task.set_caching_options(cache and (how is None or how.config.cache))
-    kubernetes.set_timeout(task, seconds=wanted.timeout_s or TIMEOUT_S[step])
+    kubernetes.set_timeout(task, seconds=given.timeout_s or TIMEOUT_S[step])
     if how is not None:
-        _on_a_cluster(task, how, wanted)
+        _on_a_cluster(task, how, given)
     return task
 
 
-def _wanted(config: PlacementConfig, step: str) -> TaskPlacement:
+def wanted(config: PlacementConfig, step: str) -> TaskPlacement:
     """The task's own knobs, else the default's, else what fits; secrets and settings add up."""
     layers = [FITS[step], config.default, config.of(step)]
     merged: dict[str, object] = {}
@@ -124,7 +125,7 @@ def _wanted(config: PlacementConfig, step: str) -> TaskPlacement:
     return TaskPlacement.model_validate(merged)
 
 
-def _on_a_cluster(task: PipelineTask, how: Placing, wanted: TaskPlacement) -> None:
+def _on_a_cluster(task: PipelineTask, how: Placing, given: TaskPlacement) -> None:
     config = how.config
     image = how.image(task.container_spec.image)
     task.set_container_image(image)
@@ -132,16 +133,16 @@ def _on_a_cluster(task: PipelineTask, how: Placing, wanted: TaskPlacement) -> No
     if config.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(config.image_pull_secrets))
     kubernetes.mount_pvc(task, pvc_name=config.state_claim, mount_path=config.state_path)
-    for volume in wanted.volumes or ():
+    for volume in given.volumes or ():
         kubernetes.mount_pvc(
             task, pvc_name=volume.claim, mount_path=volume.path, sub_path=volume.sub_path
         )
-    _tell(task, how, image, wanted)
-    _secrets(task, config, wanted.secrets or ())
-    _resources(task, config, wanted)
+    _tell(task, how, image, given)
+    _secrets(task, config, given.secrets or ())
+    _resources(task, config, given)
 
 
-def _tell(task: PipelineTask, how: Placing, image: str, wanted: TaskPlacement) -> None:
+def _tell(task: PipelineTask, how: Placing, image: str, given: TaskPlacement) -> None:
     """Settings. What differs from run to run is no part of them: see state/surroundings.py."""
     config = how.config
     settings = {
@@ -151,9 +152,9 @@ def _tell(task: PipelineTask, how: Placing, image: str, wanted: TaskPlacement) -
         "MLFLOW_TRACKING_URI": config.mlflow_uri,
         "DPOFLOW_IMAGE": how.image(GPU),  # a TrainJob's pods run it
         "DPOFLOW_IMAGE_DIGEST": image.partition("@")[2],
-        **(wanted.env or {}),
+        **(given.env or {}),
     }
-    if any(use.path == _SIGNING for use in wanted.secrets or ()):
+    if any(use.path == _SIGNING for use in given.secrets or ()):
         settings[KEY_FILE] = f"{_SIGNING}/signing.pem"
     for name, value in settings.items():
         if value:
@@ -185,24 +186,24 @@ def _as_env(task: PipelineTask, secret: str, env: Mapping[str, str]) -> None:
     )
 
 
-def _resources(task: PipelineTask, config: PlacementConfig, wanted: TaskPlacement) -> None:
-    if wanted.cpu:
-        task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
-    if wanted.memory:
-        task.set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
-    if wanted.shared_memory:
+def _resources(task: PipelineTask, config: PlacementConfig, given: TaskPlacement) -> None:
+    if given.cpu:
+        task.set_cpu_request(given.cpu).set_cpu_limit(given.cpu)
+    if given.memory:
+        task.set_memory_request(given.memory).set_memory_limit(given.memory)
+    if given.shared_memory:
         kubernetes.empty_dir_mount(
-            task, "shm", _SHARED, medium="Memory", size_limit=wanted.shared_memory
+            task, "shm", _SHARED, medium="Memory", size_limit=given.shared_memory
         )
-    for key, value in (wanted.node_selector or {}).items():
+    for key, value in (given.node_selector or {}).items():
         kubernetes.add_node_selector(task, key, value)
-    for each in wanted.tolerations or ():
+    for each in given.tolerations or ():
         kubernetes.add_toleration(task, **each.model_dump(exclude_none=True))
-    if wanted.gpus:
-        task.set_accelerator_type(config.gpu_resource).set_accelerator_limit(wanted.gpus)
+    if given.gpus:
+        task.set_accelerator_type(config.gpu_resource).set_accelerator_limit(given.gpus)
         kubernetes.add_toleration(task, key=config.gpu_resource, operator="Exists")
-        if wanted.gpu_type:
-            kubernetes.add_node_selector(task, config.gpu_label, wanted.gpu_type)
+        if given.gpu_type:
+            kubernetes.add_node_selector(task, config.gpu_label, given.gpu_type)
 
 
 # ---------------------------------------------------------------- what a spec calls for by itself

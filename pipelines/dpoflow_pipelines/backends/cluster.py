@@ -251,9 +251,7 @@ def uploaded(api: KfpApi, ir: Path) -> tuple[str, str]:
 
     A version is named by its content. ConfigError where one of that name holds something else.
     """
-    documents = _documents(ir)
-    name = documents[0]["pipelineInfo"]["name"]
-    version_name = f"{name}-{sha256_json(documents)[:12]}"
+    name, version_name, documents = version_of(ir)
     pipeline_id = _pipeline(api, name)
 
     def found_or_made() -> str:
@@ -303,8 +301,11 @@ def _pipeline(api: KfpApi, name: str) -> str:
     return api.patiently(found_or_made)
 
 
-def _documents(ir: Path) -> list[dict[str, Any]]:
-    return list(YAML(typ="safe").load_all(ir.read_text("utf-8")))
+def version_of(ir: Path) -> tuple[str, str, list[dict[str, Any]]]:
+    """Name of a compiled DAG, name of its version, and its two documents."""
+    documents = list(YAML(typ="safe").load_all(ir.read_text("utf-8")))
+    name = str(documents[0]["pipelineInfo"]["name"])
+    return name, f"{name}-{sha256_json(documents)[:12]}", documents
 
 
 def _same(theirs: Any, ours: list[dict[str, Any]]) -> bool:
