@@ -258,10 +258,34 @@ def trace(
 
 
 @app.command()
-def doctor(home: Home) -> None:
-    """Check that this machine can run dpoflow, and say what to do where it cannot."""
-    from dpoflow_pipelines.doctor import examine
+def doctor(
+    home: Home,
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="With --cluster: what it must run.")
+    ] = None,
+    sets: Sets = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="The cluster that kubectl works with, instead.")
+    ] = False,
+) -> None:
+    """Check that this machine, or a cluster, can run dpoflow, and say what to do where it cannot.
 
+    Examples:
+
+        dpoflow doctor
+
+        dpoflow doctor align.yaml --cluster
+    """
+    from dpoflow_pipelines.doctor import examine, show
+
+    if cluster is (spec is None) or (sets and not cluster):
+        raise ConfigError("doctor takes a SPEC with --cluster, and neither SPEC nor --set without")
+    if spec is not None:
+        from dpoflow.contracts.spec_file import load_spec
+        from dpoflow_pipelines.doctor_cluster import all_findings
+
+        findings = all_findings(load_spec(spec, sets or []))
+        raise typer.Exit(show(standard_console(), findings))
     raise typer.Exit(examine(standard_console(), home))
 
 

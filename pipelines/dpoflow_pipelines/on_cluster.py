@@ -21,6 +21,7 @@ from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines import schedules
 from dpoflow_pipelines.backends import cluster
 from dpoflow_pipelines.backends.kfp_api import KfpApi, endpoint_of
+from dpoflow_pipelines.backends.laptop import task_names
 from dpoflow_pipelines.images_lock import default_lock, read_lock
 from dpoflow_pipelines.placement import placed_for
 from dpoflow_pipelines.progress import task_table
@@ -50,7 +51,7 @@ def show_dry(console: Console, spec: Spec, pipeline: str, images: Mapping[str, s
         ir = Path(folder) / "dag.yaml"
         names = cluster.compiled_for(spec, ir, pipeline, images)
         _, version, _ = cluster.version_of(ir)
-        tasks = cluster.task_names(ir)
+        tasks = task_names(ir)
     console.print(f"[bold]{version}[/] for namespace {spec.placement.namespace}", highlight=False)
     for image in names:
         console.print(f"  {image}", markup=False, highlight=False)
@@ -67,7 +68,8 @@ def placed_rows(spec: Spec, tasks: list[str]) -> list[tuple[str, ...]]:
     """Each task with what it gets."""
     from dpoflow_pipelines.placement import TIMEOUT_S, wanted
 
-    config, rows = placed_for(spec), []
+    config = placed_for(spec)
+    rows: list[tuple[str, ...]] = []
     for task in tasks:
         got = wanted(config, task)
         hours = (got.timeout_s or TIMEOUT_S[task]) / 3600

@@ -12,8 +12,8 @@ from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.spec import Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.registry.run_start import start_run
-from dpoflow.state.step import RUN_DIR, begin
-from dpoflow.state.surroundings import join_run
+from dpoflow.state.step import begin
+from dpoflow.state.surroundings import RUN_DIR, join_run
 from dpoflow.tracking.conclude import run as conclude
 
 NAMES = (

@@ -16,8 +16,8 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected, ServiceUnavailable
 from dpoflow.state import files
 from dpoflow.state.events import Events, read_events
-from dpoflow.state.step import RUN_DIR, StepState, Task, TaskRecord, begin, find, refer
-from dpoflow.state.surroundings import join_run, tell_run
+from dpoflow.state.step import StepState, Task, TaskRecord, begin, find, refer
+from dpoflow.state.surroundings import RUN_DIR, join_run, tell_run
 
 
 class Knobs(Contract):
