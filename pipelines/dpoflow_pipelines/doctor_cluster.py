@@ -7,7 +7,7 @@ Not     this machine (doctor.py); nothing is changed, and no secret's value is l
 What pods will reach is asked of Kubernetes where it is a service of the cluster, else from here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ def findings_of_cluster(spec: Spec, kube: KubeApi) -> Iterator[Finding]:
         seen = str(found["preferredVersion"]["version"]) if found else "absent"
         yield found is not None or name not in needed, name, seen, todo
     namespace = f"/api/v1/namespaces/{config.namespace}"
-    checks = [
+    checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _there(kube, namespace, "namespace", config.namespace),
         lambda: _there(
             kube,

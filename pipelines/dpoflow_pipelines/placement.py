@@ -54,6 +54,8 @@ FITS = {
     "promote": TaskPlacement(cpu="2", memory="8Gi"),
 }
 """What does for a model of some billion parameters."""
+TASK_LABEL = "dpoflow/task"
+"""By which a task's pods are found: Kubeflow's names for them do not say whose they are."""
 _SIGNING = "/var/run/dpoflow/signing"
 """Where evaluate, and nobody else, finds the key that signs decisions: signing.pem."""
 
@@ -129,6 +131,7 @@ def _on_a_cluster(task: PipelineTask, how: Placing, given: TaskPlacement) -> Non
     config = how.config
     image = how.image(task.container_spec.image)
     task.set_container_image(image)
+    kubernetes.add_pod_label(task, TASK_LABEL, task.name)
     kubernetes.set_image_pull_policy(task, config.image_pull_policy)
     if config.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(config.image_pull_secrets))

@@ -9,11 +9,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 
 class FakeObjects:
-    """`objects` is path to what lies there; a status in place of an object is answered as such."""
+    """`objects` is path to what lies there: an object, a text such as a log, or a status.
+
+    A list of objects with labels is asked by `labelSelector`, as far as `key` and `key=value` go.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.objects: dict[str, Any] = {}
@@ -22,11 +25,16 @@ class FakeObjects:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = fake.objects.get(urlsplit(self.path).path, 404)
+                asked = urlsplit(self.path)
+                found = fake.objects.get(asked.path, 404)
                 status = found if isinstance(found, int) else 200
-                text = json.dumps({"message": "no"} if isinstance(found, int) else found).encode()
+                for selector in parse_qs(asked.query).get("labelSelector", ()):
+                    found = {"items": [each for each in found["items"] if _fits(each, selector)]}
+                plain = isinstance(found, str)
+                text = found if plain else json.dumps({} if isinstance(found, int) else found)
+                text = text.encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/plain" if plain else "application/json")
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -61,3 +69,11 @@ class FakeObjects:
         }
         path.write_text(json.dumps(page))
         return path
+
+
+def _fits(found: dict[str, Any], selector: str) -> bool:
+    labels = found["metadata"]["labels"]
+    asked = [each.partition("=") for each in selector.split(",")]
+    return all(
+        key in labels and (not equals or labels[key] == value) for key, equals, value in asked
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from tests.fakes.kfp_api import CUT, FakeKfp, times
+from tests.fakes.kubernetes_objects import FakeObjects
+from typer.testing import CliRunner, Result
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.spec import Spec
@@ -16,6 +18,7 @@ from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends import cluster
 from dpoflow_pipelines.backends.cluster import OnCluster, await_end, cancel, compiled_for, submit
 from dpoflow_pipelines.backends.kfp_api import ATTEMPTS, KfpApi
+from dpoflow_pipelines.cli import app
 from dpoflow_pipelines.images_lock import read_lock
 
 LOCK = {
@@ -342,6 +345,98 @@ def test_cancelling_ends_a_run_once_and_leaves_one_that_is_over(
     assert cancel(api_of(kfp), there.folder) == "SUCCEEDED"
 
     assert kfp.writes().count(f"runs/{there.kfp_run_id}:terminate") == 1
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(app, [*words], env={"COLUMNS": "300"})
+
+
+@pytest.fixture
+def asked(kfp: FakeKfp, tmp_path: Path) -> list[str]:
+    """What a person gives to submit, of a spec that has all it needs."""
+    spec, lock = tmp_path / "align.yaml", tmp_path / "images.lock"
+    spec.write_text("{name: desk, model: hf://a/b@c, data: {sources: [{uri: s3://b/p}]}}")
+    lock.write_text("".join(f"{name} {pinned}\n" for name, pinned in LOCK.items()))
+    home = str(tmp_path / "home")
+    return ["submit", str(spec), "--images", str(lock), "--home", home, "--endpoint", kfp.url]
+
+
+def test_the_command_tells_where_to_look_and_ends_as_the_run_does(
+    kfp: FakeKfp, asked: list[str], tmp_path: Path
+) -> None:
+    def ends(method: str, path: str) -> None:
+        if path == "runs":
+            kfp.goes_on("FAILED", snapshot=("SUCCEEDED", ""), train=("FAILED", "OOMKilled (137)"))
+
+    kfp.after = ends
+
+    ended = command(*asked, "--wait", "--namespace", "team-a")
+
+    (experiment,) = kfp.stored["experiments"].values()
+    run_id = kfp.run().display_name
+    assert f"run {run_id} submitted: {kfp.url}/#/runs/details/{kfp.run().run_id}" in ended.stdout
+    assert "train FAILED" in ended.stdout
+    assert experiment.namespace == "team-a"
+    assert "train: OOMKilled (137)" in str(ended.exception)
+    status = command("status", run_id, "--home", str(tmp_path / "home")).stdout
+    assert status.startswith(f"{run_id} FAILED")
+    assert "error: train: OOMKilled (137)" in status
+
+
+def test_a_run_is_cancelled_by_its_name_and_says_what_is_left(
+    kfp: FakeKfp, asked: list[str], tmp_path: Path
+) -> None:
+    command(*asked)
+    run_id, home = kfp.run().display_name, str(tmp_path / "home")
+
+    told = command("cancel", run_id, "--home", home).stdout
+    kfp.goes_on("CANCELED")
+    again = command("cancel", run_id, "--home", home).stdout
+
+    assert f"{run_id} is told to end" in told
+    assert f"{run_id} had ended already: CANCELED" in again
+
+
+def test_logs_are_those_of_the_runs_own_tasks(
+    kfp: FakeKfp, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(*asked)
+    home, pods = str(tmp_path / "home"), "/api/v1/namespaces/dpoflow/pods"
+    mine = {"pipeline/runid": kfp.run().run_id}
+    labels = {
+        "driver": mine,
+        "impl-1": {**mine, "dpoflow/task": "snapshot"},
+        "impl-2": {**mine, "dpoflow/task": "train"},
+        "impl-3": {"pipeline/runid": "another", "dpoflow/task": "train"},
+    }
+    with FakeObjects(tmp_path) as cluster_of:
+        monkeypatch.setenv("KUBECONFIG", str(cluster_of.kubeconfig()))
+        items = [{"metadata": {"name": name, "labels": own}} for name, own in labels.items()]
+        cluster_of.objects[pods] = {"items": items}
+        cluster_of.objects |= {f"{pods}/{name}/log": f"I am {name}\nbye" for name in labels}
+        everything = command("logs", "--home", home).stdout
+        trained = command("logs", kfp.run().display_name, "train", "--home", home).stdout
+        none = command("logs", kfp.run().display_name, "merge", "--home", home)
+
+    assert everything.splitlines() == [
+        *("snapshot: I am impl-1", "snapshot: bye"),
+        *("train: I am impl-2", "train: bye"),
+    ]
+    assert trained.splitlines() == ["train: I am impl-2", "train: bye"]
+    assert "has no pod of" in str(none.exception)
+
+
+def test_a_dry_run_tells_what_each_task_gets_and_asks_nobody(
+    kfp: FakeKfp, asked: list[str]
+) -> None:
+    told = command(*asked, "--dry-run", "--set", "placement.train.gpus=8").stdout
+
+    assert kfp.requests == []
+    assert LOCK[GPU] in told
+    assert any(line.split()[:2] == ["train", "8"] for line in told.splitlines())
 
 
 def test_a_run_that_never_reached_kubeflow_says_so(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.kfp_api import KfpApi, named
 from dpoflow_pipelines.backends.laptop import TaskFailed, task_names
 from dpoflow_pipelines.images_lock import is_pinned
-from dpoflow_pipelines.placement import placed_for
+from dpoflow_pipelines.placement import TASK_LABEL, placed_for
 from dpoflow_pipelines.run import compile_to, submit_to_team
 from dpoflow_pipelines.runs import IR, Run, claim_run, memory
 
@@ -474,12 +474,10 @@ def write_logs(folder: Path, task: str | None, out: IO[str]) -> int:
     known = attach(folder)
     from dpoflow_pipelines.backends.kube_api import KubeApi
 
-    kube, many = KubeApi(), 0
-    for pod in kube.pods(known["namespace"], f"pipeline/runid={known['kfp_run_id']}"):
-        name = str(pod["metadata"]["name"])
-        if task is not None and f"-{task}-" not in f"{name}-":
-            continue
-        many += 1
-        for line in kube.log(known["namespace"], name, "main").splitlines():
-            out.write(f"{name}: {line}\n")
-    return many
+    kube, which = KubeApi(), f"{TASK_LABEL}={task}" if task else TASK_LABEL
+    pods = kube.pods(known["namespace"], f"pipeline/runid={known['kfp_run_id']},{which}")
+    for pod in pods:
+        about = pod["metadata"]
+        for line in kube.log(known["namespace"], about["name"], "main").splitlines():
+            out.write(f"{about['labels'][TASK_LABEL]}: {line}\n")
+    return len(pods)
