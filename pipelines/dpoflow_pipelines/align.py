@@ -25,9 +25,11 @@ from dpoflow_pipelines.placement import place
 # kfp runs a pipeline's body where it is defined, so what it calls comes first.
 
 
-def pin(state_root: str, snapshot_config: str) -> PipelineTask:
+def pin(state_root: str, snapshot_config: str, submitted: str = "") -> PipelineTask:
     """The snapshot, which looks at its sources every time."""
-    return place(snapshot(config=snapshot_config, state_root=state_root), cache=False)
+    return place(
+        snapshot(config=snapshot_config, state_root=state_root, submitted=submitted), cache=False
+    )
 
 
 def prepare(
@@ -118,7 +120,8 @@ def record(
             state_root=state_root,
             policy=trained.outputs["policy"],
             decision=judged.outputs["decision"],
-        )
+        ),
+        cache=False,  # only the registry knows whether the version is still there
     )
 
 
@@ -131,11 +134,15 @@ def align(
     train_config: str,
     evaluate_config: str,
     registry_config: str,
+    submitted: str = "",
 ) -> None:
-    """Each `…_config` is the canonical JSON of its own section of the spec."""
+    """Each `…_config` is the canonical JSON of its own section of the spec.
+
+    `submitted` says whose run it is where nobody waits for it: see `contracts.submitted`.
+    """
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="align"):
-        pinned = pin(state_root, snapshot_config)
+        pinned = pin(state_root, snapshot_config, submitted)
         merged = prepare(state_root, pinned, validate_config, synthesize_config)
         trained, judged = learn(state_root, pinned, merged, train_config, evaluate_config)
         record(state_root, trained, judged, registry_config)

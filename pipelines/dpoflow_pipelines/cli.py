@@ -17,12 +17,14 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
+from dpoflow_pipelines.cluster_cli import commands as of_clusters
+from dpoflow_pipelines.cluster_cli import schedule
 from dpoflow_pipelines.review_cli import review
-from dpoflow_pipelines.run import default_home
+from dpoflow_pipelines.run import default_home, runnable
 from dpoflow_pipelines.terminal import standard_console
 
 if TYPE_CHECKING:
-    from dpoflow.contracts.spec import RunnableName, Spec
+    from dpoflow.contracts.spec import Spec
     from dpoflow_pipelines.grid import Point
 
 app = typer.Typer(
@@ -62,14 +64,6 @@ def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[
 
     points = points_of(spec, sets or [], grid) if grid else []
     return points[0].spec if points else load_spec(spec, sets or []), points
-
-
-def _runnable(name: str) -> "RunnableName":
-    """The pipeline of that name that a spec is run by."""
-    if name == "align" or name == "retrain":  # noqa: PLR1714 mypy narrows no tuple
-        return name
-    more = "; dpoflow review promote does on this machine what it does" * (name == "promote")
-    raise ConfigError(f"--pipeline takes align or retrain, got '{name}'{more}")
 
 
 def _check_run(
@@ -130,7 +124,7 @@ def run(
     from dpoflow_pipelines.run import check_sources
     from dpoflow_pipelines.spending import check_judges, show_spending
 
-    which = _runnable(pipeline)
+    which = runnable(pipeline)
     _check_run(which, grid, require, as_json=as_json, dry_run=dry_run)
     loaded, points = _load(spec, sets, grid)
     console = standard_console()
@@ -326,10 +320,34 @@ def gc(
 
 
 @app.command()
-def doctor(home: Home) -> None:
-    """Check that this machine can run dpoflow, and say what to do where it cannot."""
-    from dpoflow_pipelines.doctor import examine
+def doctor(
+    home: Home,
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="With --cluster: what it must run.")
+    ] = None,
+    sets: Sets = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="The cluster that kubectl works with, instead.")
+    ] = False,
+) -> None:
+    """Check that this machine, or a cluster, can run dpoflow, and say what to do where it cannot.
 
+    Examples:
+
+        dpoflow doctor
+
+        dpoflow doctor align.yaml --cluster
+    """
+    from dpoflow_pipelines.doctor import examine, show
+
+    if cluster is (spec is None) or (sets and not cluster):
+        raise ConfigError("doctor takes a SPEC with --cluster, and neither SPEC nor --set without")
+    if spec is not None:
+        from dpoflow.contracts.spec_file import load_spec
+        from dpoflow_pipelines.doctor_cluster import all_findings
+
+        findings = all_findings(load_spec(spec, sets or []))
+        raise typer.Exit(show(standard_console(), findings))
     raise typer.Exit(examine(standard_console(), home))
 
 
@@ -546,6 +564,8 @@ def judge_qualify(
         raise GateNotPassed(report.sentence)
 
 
+app.add_typer(of_clusters)
+app.add_typer(schedule, name="schedule")
 app.add_typer(review, name="review")
 
 evals = typer.Typer(help="Figures of published benchmarks.", no_args_is_help=True)

@@ -1,17 +1,18 @@
 """`dpoflow doctor`: whether this machine can run dpoflow, and what to do where it cannot.
 
 Reads   the machine
-Gives   `examine`
+Gives   `examine`; `show` for findings of others
 """
 
 import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError
@@ -26,14 +27,20 @@ Finding = tuple[bool, str, str, str]
 
 
 def examine(console: Console, home: Path) -> int:
-    """Print every finding; returns the exit code: 0, or 2 if something must be mended."""
+    """Print every finding of this machine; returns the exit code of `show`."""
+    return show(console, _findings(home))
+
+
+def show(console: Console, findings: Iterable[Finding]) -> int:
+    """Print findings; returns the exit code: 0, or 2 if something must be mended."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "what", "seen", "to do"):
         table.add_column(column)
     fine = True
-    for good, what, seen, todo in _findings(home):
+    for good, what, seen, todo in findings:
         fine = fine and good
-        table.add_row("[green]ok[/]" if good else "[red]no[/]", what, seen, "" if good else todo)
+        mark = "[green]ok[/]" if good else "[red]no[/]"
+        table.add_row(mark, escape(what), escape(seen), "" if good else escape(todo))
     console.print(table)
     return 0 if fine else ConfigError.exit_code
 

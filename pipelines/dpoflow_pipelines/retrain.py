@@ -22,11 +22,12 @@ def retrain(
     train_config: str,
     evaluate_config: str,
     registry_config: str,
+    submitted: str = "",
 ) -> None:
-    """Each `…_config` is the canonical JSON of its own section of the spec."""
+    """Each `…_config` is the canonical JSON of its own section of the spec; as in `align`."""
     ended = place(conclude(state_root=state_root))
     with dsl.ExitHandler(ended, name="retrain"):
-        pinned = pin(state_root, snapshot_config)
+        pinned = pin(state_root, snapshot_config, submitted)
         news = place(
             decide(
                 config=decide_config,

@@ -10,10 +10,10 @@ import importlib
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -29,6 +29,9 @@ from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
 from dpoflow_pipelines.runs import IR, NO_VERDICT, Run, claim_run, summarise
 
+if TYPE_CHECKING:
+    from dpoflow.contracts.placement import PlacementConfig
+
 
 class Interrupted(DpoflowError):
     """Somebody stopped the run; nothing is lost."""
@@ -40,10 +43,18 @@ class Interrupted(DpoflowError):
         self.exit_code = 128 + number
 
 
-def compile_to(path: Path, name: PipelineName = "align") -> None:
-    """Compile the DAG called `name` to `path`, atomically."""
+def compile_to(
+    path: Path,
+    name: PipelineName = "align",
+    placement: "PlacementConfig | None" = None,
+    images: Mapping[str, str] | None = None,
+) -> None:
+    """Compile the DAG called `name` to `path`, atomically; for a cluster with a `placement`.
+
+    `images` says which digest an image has: see images_lock.py.
+    """
     module = importlib.import_module(f"dpoflow_pipelines.{name}")
-    _compile(getattr(module, name), path)
+    _compile(getattr(module, name), path, placement, images)
 
 
 def compile_sweep(path: Path, points: Sequence[Point]) -> None:
@@ -53,9 +64,22 @@ def compile_sweep(path: Path, points: Sequence[Point]) -> None:
     _compile(sweep(configs_of(points)), path)
 
 
-def _compile(pipeline: Callable[..., Any], path: Path) -> None:
-    from kfp import compiler
+def _compile(
+    pipeline: Any,
+    path: Path,
+    placement: "PlacementConfig | None" = None,
+    images: Mapping[str, str] | None = None,
+) -> None:
+    from kfp import compiler, dsl
 
+    if placement is not None:  # its tasks are made anew: they ask where they are placed
+        from dpoflow_pipelines.placement import Placing, placing
+
+        how, info = Placing(placement, images or {}), pipeline.pipeline_spec.pipeline_info
+        with placing(how):
+            pipeline = dsl.pipeline(
+                name=info.name, description=info.description, pipeline_config=how.pipeline_config
+            )(pipeline.pipeline_func)
     draft = path.with_name(f".{path.stem}.draft.yaml")
     try:
         compiler.Compiler().compile(pipeline, str(draft))
@@ -253,6 +277,14 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def runnable(name: str) -> RunnableName:
+    """The pipeline of that name that a spec is run by."""
+    if name == "align" or name == "retrain":  # noqa: PLR1714 mypy narrows no tuple
+        return name
+    more = "; dpoflow review promote does on this machine what it does" * (name == "promote")
+    raise ConfigError(f"--pipeline takes align or retrain, got '{name}'{more}")
 
 
 def default_home() -> Path:

@@ -74,12 +74,15 @@ def memory(folder: Path) -> dict[str, str]:
 def claim_run(
     home: Path,
     spec: Spec,
-    grid: Mapping[str, list[str]] | None = None,
+    apart: Mapping[str, list[str]] | None = None,
     pipeline: RunnableName = "align",
 ) -> Iterator[Run]:
-    """The unfinished run of this spec if there is one, else a new one; nobody else may hold it."""
+    """The unfinished run of this spec if there is one, else a new one; nobody else may hold it.
+
+    `apart` is what makes it another run of the same spec: a grid, a cluster.
+    """
     runs = files.writable_folder(home / "runs", "the home")
-    told: dict[str, Any] = {"grid": grid} if grid else {}
+    told: dict[str, Any] = {"apart": apart} if apart else {}
     told |= {"pipeline": pipeline} if pipeline != "align" else {}
     identity = {"spec": spec.model_dump(mode="json"), **told} if told else spec
     prefix = f"{spec.name}-{sha256_json(identity)[:8]}-"

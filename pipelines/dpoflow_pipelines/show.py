@@ -143,6 +143,11 @@ def _short(path: Path) -> str:
 def show_status(console: Console, home: Path, run_id: str | None) -> None:
     """The tasks of a run, and its summary's state."""
     folder = find_run(home, run_id)
+    if memory(folder).get("backend") == "cluster":
+        from dpoflow_pipelines.on_cluster import show_cluster_status
+
+        show_cluster_status(console, folder)
+        return
     records = read_records(folder)
     ir = folder / IR
     names = task_names(ir) if ir.exists() else list(records)

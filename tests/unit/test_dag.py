@@ -96,7 +96,7 @@ def test_only_what_looks_at_the_world_escapes_the_cache(
     tasks = {step: task for step, task in tasks_of(compiled[name]).items() if step in STEPS[name]}
     cached = {step for step, task in tasks.items() if task["cachingOptions"].get("enableCache")}
 
-    looks = {"snapshot", "decide", "promote"} & set(STEPS[name])
+    looks = {"snapshot", "decide", "register", "promote"} & set(STEPS[name])
     assert set(tasks) - cached - {"conclude"} == looks
 
 

@@ -16,7 +16,8 @@ from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected, ServiceUnavailable
 from dpoflow.state import files
 from dpoflow.state.events import Events, read_events
-from dpoflow.state.step import RUN_DIR, StepState, Task, TaskRecord, begin, find
+from dpoflow.state.step import StepState, Task, TaskRecord, begin, find, refer
+from dpoflow.state.surroundings import RUN_DIR, join_run, tell_run
 
 
 class Knobs(Contract):
@@ -67,6 +68,86 @@ def execute(
         outputs={"said": str(root / to)},
         kind=Told,
     )
+
+
+def test_an_artifact_by_reference_holds_no_bytes_and_is_read_from_the_state(
+    tmp_path: Path, source: Path
+) -> None:
+    root, step = tmp_path / "root", Echo()
+    big = 1_000_000
+    written = Task("echo").execute(
+        step,
+        Knobs(word="x" * big),
+        root=str(root),
+        inputs={"source": str(source)},
+        outputs={"said": str(root / "named")},
+        kind=Told,
+        by_reference=("said",),
+    )
+    named = root / "named"
+    told = execute(step, root, named, to="next")
+
+    assert {path.name for path in named.iterdir()} == {"manifest.json", "reference.json"}
+    assert written.length == len("one ") + big
+    assert told.length == written.length + len("hello")
+    assert manifest.read(root / "next").parents == {"source": manifest.read(named).digest}
+
+
+def test_a_reference_to_what_is_gone_or_damaged_is_refused(tmp_path: Path, source: Path) -> None:
+    root = tmp_path / "root"
+    execute(Echo(), root, source)
+    kept = find(root, manifest.read(root / "a").digest)
+    assert kept is not None
+    refer(kept, tmp_path / "named")
+
+    (root / "index" / manifest.read(kept).digest).unlink()
+    with pytest.raises(DataRejected, match=r"is not under .* any more; run the step that made it"):
+        execute(Echo(), root, tmp_path / "named", to="b")
+
+    (tmp_path / "named" / "reference.json").write_text('{"digest": "../../etc"}')
+    with pytest.raises(DataRejected, match="is not under"):
+        execute(Echo(), root, tmp_path / "named", to="b")
+
+    (tmp_path / "named" / "reference.json").write_text("{")
+    with pytest.raises(DataRejected, match="is damaged"):
+        execute(Echo(), root, tmp_path / "named", to="b")
+
+
+def test_bytes_that_changed_behind_a_reference_are_seen(tmp_path: Path, source: Path) -> None:
+    root = tmp_path / "root"
+    execute(Echo(), root, source)
+    kept = find(root, manifest.read(root / "a").digest)
+    assert kept is not None
+    refer(kept, tmp_path / "named")
+    (kept / "text").unlink()
+    (kept / "text").write_text("another")
+
+    with pytest.raises(DataRejected, match="text was changed"):
+        execute(Echo(), root, tmp_path / "named", to="b")
+
+
+def test_tasks_of_a_cluster_find_each_other_by_the_runs_id_and_a_laptops_by_their_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (RUN_DIR, "DPOFLOW_MLFLOW_PARENT"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DPOFLOW_STATE_ROOT", str(tmp_path))
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+
+    join_run()
+    tell_run({"DPOFLOW_MLFLOW_PARENT": "abc"})
+    monkeypatch.delenv(RUN_DIR)
+    monkeypatch.delenv("DPOFLOW_MLFLOW_PARENT")
+    begin("second").simply(lambda **_: "fine")
+
+    assert os.environ["DPOFLOW_MLFLOW_PARENT"] == "abc"
+    record = tmp_path / "runs" / "run-1" / "tasks" / "second.json"
+    assert TaskRecord.model_validate_json(record.read_text()).state == "SUCCEEDED"
+    monkeypatch.setenv(RUN_DIR, str(tmp_path / "laptop"))
+    monkeypatch.setenv("DPOFLOW_MLFLOW_PARENT", "mine")
+    join_run()
+    assert os.environ["DPOFLOW_MLFLOW_PARENT"] == "mine"
 
 
 def test_the_same_inputs_run_once_and_publish_the_same_artifact_twice(

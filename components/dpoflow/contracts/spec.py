@@ -25,6 +25,7 @@ from dpoflow.contracts.judges import (
     rubrics_in,
 )
 from dpoflow.contracts.objectives import REFERENCE_FREE, USES, LossName
+from dpoflow.contracts.placement import PlacementConfig
 
 FormatName = Literal[
     "auto",
@@ -743,6 +744,7 @@ class Spec(Contract):
     evaluate: EvaluateSpec = EvaluateSpec()
     registry: RegistryConfig
     retrain: RetrainConfig = RetrainConfig()
+    placement: PlacementConfig = PlacementConfig()
 
     @model_validator(mode="before")
     @classmethod

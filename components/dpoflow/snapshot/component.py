@@ -8,7 +8,9 @@ from dpoflow.images import CPU
 
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
-def snapshot(config: str, state_root: str, origins: dsl.Output[dsl.Artifact]) -> NamedTuple(  # type: ignore[valid-type]
+def snapshot(
+    config: str, state_root: str, submitted: str, origins: dsl.Output[dsl.Artifact]
+) -> NamedTuple(  # type: ignore[valid-type]
     "Pinned",
     [
         ("data_uri", str),
@@ -32,10 +34,15 @@ def snapshot(config: str, state_root: str, origins: dsl.Output[dsl.Artifact]) ->
 
     task = begin("snapshot")
 
+    from pathlib import Path
+
     from dpoflow.contracts.results import SnapshotResult
     from dpoflow.contracts.spec import SnapshotConfig
+    from dpoflow.registry.run_start import start_run
     from dpoflow.snapshot.step import run
 
+    with task.recorded():
+        start_run(submitted, Path(state_root))
     knobs = SnapshotConfig.model_validate_json(config)
     done = task.execute(
         run,

@@ -10,7 +10,7 @@
     ROOT/runs/<run id>/tasks/    one record a task, for the runner: see `TaskRecord`
 
 Reads   a step's config and input artifacts
-Gives   `begin`, `Task`, `StepState`, `code_digest`
+Gives   `begin`, `Task`, `StepState`, `code_digest`; `find`, `refer` and `follow` for artifacts
 Not     what a step computes, nor how events become MLflow metrics (tracking/)
 """
 
@@ -20,10 +20,11 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +36,11 @@ from dpoflow.contracts.results import TaskState
 from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import tie_to_runner
+from dpoflow.state.surroundings import RUN_DIR, join_run
 
-RUN_DIR = "DPOFLOW_RUN_DIR"
+REFERENCE = "reference.json"
+"""In an artifact that only names another one, beside a copy of its manifest."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 RETRIES = 2
 """How often a pipeline begins a task again that failed and may yet succeed."""
@@ -83,6 +87,38 @@ def find(root: Path, digest: str) -> Path | None:
         return root / (root / "index" / digest).read_text("utf-8").strip()
     except FileNotFoundError:
         return None
+
+
+def refer(folder: Path, target: Path) -> None:
+    """Make `target` an artifact that only names what lies in `folder`, and none of its bytes.
+
+    A cluster uploads whatever is in an artifact, and downloads it again for each task that reads
+    it: a model would travel four times.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    shutil.copyfile(folder / manifest.FILE_NAME, target / manifest.FILE_NAME)
+    digest = manifest.read(folder).digest
+    files.write_text(target / REFERENCE, json.dumps({"digest": digest}) + "\n")
+
+
+def follow(root: Path, artifact: Path) -> Path:
+    """The folder with the files of `artifact`, which may only name it. Raises DataRejected."""
+    try:
+        digest = str(json.loads((artifact / REFERENCE).read_text("utf-8"))["digest"])
+    except FileNotFoundError:
+        return artifact
+    except (ValueError, KeyError, TypeError):
+        raise DataRejected(
+            f"{artifact / REFERENCE} is damaged; run the step that wrote it"
+        ) from None
+    folder = find(root, digest) if _DIGEST.fullmatch(digest) else None
+    if folder is None or manifest.read(folder).digest != digest:
+        raise DataRejected(
+            f"the artifact {digest[:12]}… that {artifact} names is not under {root} any more; run "
+            "the step that made it again (on a cluster with placement.cache=false)"
+        )
+    return folder
 
 
 class StepState:
@@ -204,7 +240,8 @@ class Task:
         self._write(attempt=1 if earlier is None else earlier.attempt + 1)
 
     @contextlib.contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def recorded(self) -> Iterator[None]:
+        """What is raised inside stands in the task's record, and goes on."""
         try:
             yield
         except DpoflowError as error:
@@ -227,23 +264,32 @@ class Task:
         outputs: Mapping[str, str] | None = None,
         kind: type[Result],
         reuse: bool = True,
+        by_reference: Collection[str] = (),
     ) -> Result:
         """Run the step, or take its result from an earlier run of the same inputs.
 
-        `inputs` are artifact folders; `outputs` are where Kubeflow wants the artifacts. The step
-        is called as `run(config, **inputs, **outputs, state=...)` with paths. With `reuse` off it
-        always runs (the snapshot must look at its sources each time).
+        `inputs` are artifact folders; `outputs` are where Kubeflow wants the artifacts, those of
+        `by_reference` as a name for what stays in the state. The step is called as
+        `run(config, **inputs, **outputs, state=...)` with paths. With `reuse` off it always runs
+        (the snapshot must look at its sources each time).
 
         Raises what the step raises, once it stands in the task's record.
         """
-        with self._recorded():
+        with self.recorded():
             return self._execute(
-                run, config, Path(root), dict(inputs or {}), dict(outputs or {}), kind, reuse
+                run,
+                config,
+                Path(root),
+                {name: follow(Path(root), Path(path)) for name, path in (inputs or {}).items()},
+                dict(outputs or {}),
+                kind,
+                reuse,
+                by_reference,
             )
 
     def simply(self, run: Callable[..., str], **facts: str) -> str:
         """Run something that has no state, recorded like a step."""
-        with self._recorded():
+        with self.recorded():
             result = run(**facts)
         self._write(state="SUCCEEDED", ended=time.time())
         return result
@@ -253,14 +299,15 @@ class Task:
         run: Callable[..., Result],
         config: Config,
         root: Path,
-        inputs: dict[str, str],
+        inputs: dict[str, Path],
         outputs: dict[str, str],
         kind: type[Result],
         reuse: bool,
+        by_reference: Collection[str],
     ) -> Result:
         from dpoflow.tracking.step_run import step_run
 
-        parents = {name: manifest.verify(Path(path)).digest for name, path in inputs.items()}
+        parents = {name: manifest.verify(path).digest for name, path in inputs.items()}
         settings = json.loads(canonical_json(config))
         identity = {"step": self.step, "config": settings, "parents": parents}
         key = sha256_json(identity | {"code": code_digest()})
@@ -274,10 +321,9 @@ class Task:
             done = state.done() if reuse else None
             if done is None:
                 state.start_afresh(list(outputs))
-                paths = {name: Path(path) for name, path in inputs.items()}
                 targets = {name: state.output(name) for name in outputs}
                 try:
-                    result = run(config, **paths, **targets, state=state)
+                    result = run(config, **inputs, **targets, state=state)
                 except BaseException:
                     state.drop_outputs()
                     raise
@@ -288,7 +334,8 @@ class Task:
                 for name, digest in done["outputs"].items():
                     index(state.root, digest, state.output(name))  # its parents are this run's
             for name, target in outputs.items():
-                files.publish(state.output(name), Path(target))
+                hand_over = refer if name in by_reference else files.publish
+                hand_over(state.output(name), Path(target))
             digests: dict[str, str] = done["outputs"]
             tracked.conclude(result, digests, reused=reused)
         self._write(
@@ -306,6 +353,7 @@ def begin(step: str, suffix: str = "") -> Task:
 
     `suffix` tells apart the tasks of a DAG that has the step several times.
     """
+    join_run()
     task = Task(step, suffix)
     task.begin()
     return task

@@ -36,5 +36,6 @@ def synthesize(
         inputs={"prompts": prompts.path, "model": model_uri} | judges,
         outputs={"pairs": pairs.path},
         kind=SynthesizeResult,
+        by_reference=("pairs",),
     )
     return done.num_pairs

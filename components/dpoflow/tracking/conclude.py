@@ -1,31 +1,42 @@
 """Notes on the pipeline's MLflow run: how its DAG ended, what one of its steps decided.
 
-Reads   DPOFLOW_MLFLOW_PARENT, or MLFLOW_RUN_ID where a platform opened the run
-Gives   `run`, `note`; whoever opened the run ends it, not this
+Reads   DPOFLOW_MLFLOW_PARENT, or MLFLOW_RUN_ID where a platform opened the run; the records of the
+        run's tasks
+Gives   `run`, `note`; whoever opened the run ends it, and this only where no runner waits for the
+        DAG
 """
 
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
+from dpoflow.state.step import TaskRecord
+from dpoflow.state.surroundings import RUN_DIR
 from dpoflow.tracking.settings import quiet_mlflow
-from dpoflow.tracking.step_run import PARENT
+from dpoflow.tracking.step_run import CLOSES, PARENT
 
 _LONGEST = 4000
 """Of a tag, in characters."""
 
 
 def run(state: str, message: str) -> str:
-    """Tag the run with the DAG's state; returns the state."""
-    note(tags={"dpoflow.state": state} | ({"dpoflow.message": message} if message else {}))
+    """Tag the run with the DAG's state and what ended it; returns the state."""
+    told = _cause() or message
+    run_id = note(tags={"dpoflow.state": state} | ({"dpoflow.message": told} if told else {}))
+    if run_id and os.environ.get(CLOSES):
+        from mlflow import MlflowClient
+
+        ended = "FINISHED" if state == "SUCCEEDED" else "FAILED"
+        MlflowClient().set_terminated(run_id, ended)
     return state
 
 
-def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None) -> None:
-    """Tag the run, if there is one."""
+def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None) -> str | None:
+    """Tag the run, if there is one; its id."""
     run_id = os.environ.get(PARENT) or os.environ.get("MLFLOW_RUN_ID")
     if not (os.environ.get("MLFLOW_TRACKING_URI") and run_id):
-        return
+        return None
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
@@ -36,3 +47,16 @@ def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None)
         metrics=[Metric(name, value, now, 0) for name, value in (metrics or {}).items()],
         tags=[RunTag(key, value[:_LONGEST]) for key, value in tags.items()],
     )
+    return run_id
+
+
+def _cause() -> str:
+    """`task: Kind: message` of the first task that failed; empty where none says so."""
+    folder = os.environ.get(RUN_DIR)
+    paths = sorted((Path(folder) / "tasks").glob("*.json")) if folder else []
+    records = [TaskRecord.model_validate_json(path.read_text("utf-8")) for path in paths]
+    failed = [record for record in records if record.state == "FAILED" and record.ended]
+    if not failed:
+        return ""
+    first = min(failed, key=lambda record: record.ended or 0.0)
+    return f"{first.name}: {first.error_type}: {first.error}"

@@ -1,7 +1,7 @@
 """The MLflow run of a whole pipeline run: opened by whoever starts it, parent of every step's run.
 
 Reads   MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID where someone else opened the run
-Gives   `open_run`, `PipelineRun`, `close_run`
+Gives   `open_run`, `PipelineRun`, `close_run`, `message_of`
 Not     step runs (step_run.py)
 """
 
@@ -63,6 +63,21 @@ def open_run(
             "check MLFLOW_TRACKING_URI and try again"
         ) from error
     return PipelineRun(uri, experiment_id, run_id, ours=True)
+
+
+def message_of(run_id: str) -> str:
+    """What ended a pipeline's run, as its last task noted it; empty where it noted nothing."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(MlflowClient().get_run(run_id).data.tags.get("dpoflow.message", ""))
+    except MlflowException as error:
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        raise ServiceUnavailable(
+            f"MLflow at {public(uri)} did not tell of the run ({quoted(error.message, uri)})"
+        ) from error
 
 
 def _exists(client: object, run_id: str) -> bool:

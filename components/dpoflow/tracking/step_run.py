@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PARENT = "DPOFLOW_MLFLOW_PARENT"
 EXPERIMENT = "DPOFLOW_MLFLOW_EXPERIMENT"
 STEP_RUN = "DPOFLOW_MLFLOW_STEP_RUN"
+CLOSES = "DPOFLOW_MLFLOW_CLOSES"
+"""Set where no runner waits for the DAG's end, and the DAG's last task ends the run."""
 _MAX_PARAM = 500
 _REFUSED = re.compile(r"[^\w\-. :/]")
 """What MLflow does not take in a metric's name."""

@@ -34,5 +34,6 @@ def train(
         inputs={"pairs": pairs.path, "init": init_uri, "reference": reference_uri},
         outputs={"policy": policy.path, "report": report.path},
         kind=TrainResult,
+        by_reference=("policy",),
     )
     return done.policy_digest

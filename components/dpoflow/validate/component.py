@@ -39,6 +39,7 @@ def validate(
         inputs={"data": data_uri, "model": model_uri},
         outputs={"pairs": pairs.path, "prompts": prompts.path, "report": report.path},
         kind=ValidateResult,
+        by_reference=("pairs", "prompts"),
     )
     show(Path(report.path) / PAGE, figures_of(done), page.path, figures.log_metric)
     return done.pairs_digest
@@ -77,6 +78,7 @@ def merge(
         inputs={"pairs": pairs.path, "prompts": prompts.path, "synthetic": synthetic.path},
         outputs={"training": training.path, "heldout": heldout.path, "report": report.path},
         kind=ValidateResult,
+        by_reference=("training", "heldout"),
     )
     show(Path(report.path) / PAGE, figures_of(done), page.path, figures.log_metric)
     return done.pairs_digest

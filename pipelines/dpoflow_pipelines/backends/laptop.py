@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 
 from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
-from dpoflow.state.step import RUN_DIR, TaskRecord
+from dpoflow.state.step import TaskRecord
+from dpoflow.state.surroundings import RUN_DIR
 
 ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,0 +1,105 @@
+"""The first task of a run on a cluster: what it opens, once, and what the others hear of it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dpoflow.contracts.base import canonical_json
+from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.submitted import Submitted
+from dpoflow.registry.run_start import start_run
+from dpoflow.state.step import begin
+from dpoflow.state.surroundings import RUN_DIR, join_run
+from dpoflow.tracking.conclude import run as conclude
+
+NAMES = (
+    *("DPOFLOW_MLFLOW_PARENT", "DPOFLOW_MLFLOW_EXPERIMENT", "DPOFLOW_MLFLOW_CLOSES"),
+    *("DPOFLOW_SUBMISSION", "MLFLOW_RUN_ID", RUN_DIR),
+)
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives what makes this process a new pod of the run."""
+    for name in NAMES:  # so that they are as before once the test ends
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("DPOFLOW_STATE_ROOT", str(tmp_path))
+    monkeypatch.setenv("KFP_RUN_ID", "0c0ffee0-1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def anew() -> None:
+        for name in NAMES:
+            os.environ.pop(name, None)
+        join_run()
+
+    anew()
+    return anew
+
+
+def told(**more: Any) -> str:
+    spec = Spec.model_validate(
+        {"name": "desk", "model": "hf://o/n@r", "data": {"sources": [{"uri": "s3://b/p"}]}}
+    )
+    facts = {"name": "desk-1", "nonce": "n", "spec": spec, **more}
+    return canonical_json(Submitted.model_validate(facts))
+
+
+def test_the_run_is_opened_once_heard_of_by_later_pods_and_closed_with_its_cause(
+    tmp_path: Path, pod: Any
+) -> None:
+    start_run(told(submission="s1"), tmp_path)
+    opened = os.environ["DPOFLOW_MLFLOW_PARENT"]
+    pod()  # the first task again, in another pod
+    start_run(told(submission="s1"), tmp_path)
+    assert os.environ["DPOFLOW_MLFLOW_PARENT"] == opened
+
+    pod()
+    with pytest.raises(DataRejected), begin("validate").recorded():
+        raise DataRejected("no pair is left")
+    pod()
+    conclude("FAILED", "main: Error (exit code 3)")
+
+    run = MlflowClient().get_run(opened)
+    assert os.environ["DPOFLOW_SUBMISSION"] == "s1"
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.runName"] == "desk-1"
+    assert run.data.tags["dpoflow.message"] == "validate: DataRejected: no pair is left"
+
+
+def test_each_run_of_a_schedule_has_a_name_of_its_own(tmp_path: Path, pod: Any) -> None:
+    start_run(told(name="nightly", scheduled=True), tmp_path)
+
+    run = MlflowClient().get_run(os.environ["DPOFLOW_MLFLOW_PARENT"])
+    assert run.data.tags["mlflow.runName"] == "nightly-0c0ffee0"
+
+
+def test_a_platforms_own_run_is_used_and_none_is_opened(
+    tmp_path: Path, pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "the-platforms")
+
+    start_run(told(), tmp_path)
+
+    assert "DPOFLOW_MLFLOW_PARENT" not in os.environ
+
+
+def test_on_a_laptop_nothing_is_told_and_nothing_happens(tmp_path: Path, pod: Any) -> None:
+    start_run("", tmp_path)
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_facts_of_another_version_are_refused_without_repeating_them(
+    tmp_path: Path, pod: Any
+) -> None:
+    with pytest.raises(ConfigError, match="submitted by another version"):
+        start_run('{"name": "desk", "surprise": 1}', tmp_path)
+
+
+def test_a_schedule_of_a_team_needs_the_teams_server(tmp_path: Path, pod: Any) -> None:
+    with pytest.raises(ConfigError, match=r"placement\.mlflow_uri"):
+        start_run(told(scheduled=True, submission="s1"), tmp_path)
