@@ -66,8 +66,13 @@ def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[
 
 def _runnable(name: str) -> "RunnableName":
     """The pipeline of that name that a spec is run by."""
-    if name == "align" or name == "retrain":  # noqa: PLR1714 mypy narrows no tuple
-        return name
+    from typing import get_args
+
+    from dpoflow.contracts.spec import RunnableName
+
+    known: dict[str, RunnableName] = {each: each for each in get_args(RunnableName)}
+    if name in known:
+        return known[name]
     more = "; dpoflow review promote does on this machine what it does" * (name == "promote")
     raise ConfigError(f"--pipeline takes align or retrain, got '{name}'{more}")
 
