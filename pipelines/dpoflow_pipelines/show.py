@@ -159,7 +159,7 @@ def show_status(console: Console, home: Path, run_id: str | None) -> None:
     if not held:
         records = settled(records)
     console.print(f"[bold]{folder.name}[/] {state}", highlight=False)
-    skipped = not_to_run(ir, records) if ir.exists() else ()
+    skipped = not_to_run(ir, records) if ir.exists() else set[str]()
     console.print(task_table(names, records, skipped=skipped))
     show_decision(console, summary)
     if error:

@@ -316,21 +316,25 @@ def data_folder(version: Recorded, root: Path) -> Path:
     return folder
 
 
+_SIDES: dict[Literal["heldout", "learnt"], tuple[str, tuple[str, ...]]] = {
+    "heldout": ("merge.heldout", ("prompts.parquet",)),
+    "learnt": ("merge.training", ("ratings.parquet", "train.parquet")),
+}
+"""The artifact of each side, and those of its files that have prompts."""
+
+
 def sides_of(uri: str, root: Path) -> dict[Literal["heldout", "learnt"], list[Path]]:
     """Files with the prompts that a version was tested with, and with those it learnt from.
 
     DataRejected where they are not here.
     """
     version, found = recorded(uri), dict[Literal["heldout", "learnt"], list[Path]]()
-    names = {"prompts.parquet"}, {"train.parquet", "ratings.parquet"}
-    for role, kind, wanted in zip(
-        ("heldout", "learnt"), ("merge.heldout", "merge.training"), names, strict=True
-    ):
+    for role, (kind, wanted) in _SIDES.items():
         made = version.of_kind(kind)
         folder = find(root, made.digest) if made else None
         if folder is None or not folder.is_dir():
             raise DataRejected(f"{kind} of {version.name} is not under {root}")
-        found[role] = sorted(folder / name for name in wanted if (folder / name).is_file())
+        found[role] = [folder / name for name in wanted if (folder / name).is_file()]
     return found
 
 

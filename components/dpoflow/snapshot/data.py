@@ -96,10 +96,9 @@ def _before(lineage: Iterable[str], root: Path, events: Events) -> Iterator[Loca
         for each in read_pinned(folder):
             if each.role in LINEAGE:
                 found[each.role, each.name] = folder / FILES / each.sha256
-        for role, paths in sides.items():
+        for side, paths in sides.items():
             for path in paths:
-                name = f"{manifest.read(path.parent).digest[:16]}/{path.name}"
-                found[role, name] = path
+                found[side, f"{manifest.read(path.parent).digest[:16]}/{path.name}"] = path
     before = SourceConfig(uri="lineage", format="canonical")
     for (role, name), path in found.items():
         yield Located(before, "lineage", DataFile(path, name), role)

@@ -122,8 +122,8 @@ class Store:
         found = _labels(place) if place.labels else _thumbs(place)
         rows = sorted(_news(found.rows, self._known), key=lambda row: row["id"])
         if not rows:
-            told = _nothing(place, found, since=bool(self._known))
-            raise NothingNew(told) if self._known and found.rows else DataRejected(told)
+            why = _nothing(place, found, since=bool(self._known))
+            raise NothingNew(why) if self._known and found.rows else DataRejected(why)
         told = list(found.told)
         if self._known and len(rows) < len(found.rows):
             told.append(f"{len(found.rows) - len(rows)} of {len(found.rows)} were known before")

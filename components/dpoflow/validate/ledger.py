@@ -163,7 +163,7 @@ class Ledger:
         (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
         above = clusters(num, self._keys(num), partial(self._near, near_similarity))
         known = self._db.execute("SELECT drawn, old, kept_out, learnt FROM prompts ORDER BY rowid")
-        own = np.fromiter(known, np.dtype((bool, 4)), num)
+        own: NDArray[np.bool_] = np.fromiter(known, np.dtype((bool, 4)), num)
         whole, sizes = np.zeros((num, 4), bool), np.bincount(above, minlength=num)
         np.logical_or.at(whole, above, own)
         heldout, old, barred = _sides(own, whole[above])
