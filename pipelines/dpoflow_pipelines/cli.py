@@ -352,18 +352,20 @@ def doctor(
 
         dpoflow doctor
 
-        dpoflow doctor align.yaml --cluster
+        dpoflow doctor --cluster                 # what infra/cluster installs
+
+        dpoflow doctor align.yaml --cluster      # and what this spec needs
     """
     from dpoflow_pipelines.doctor import examine, show
 
-    if cluster is (spec is None) or (sets and not cluster):
-        raise ConfigError("doctor takes a SPEC with --cluster, and neither SPEC nor --set without")
-    if spec is not None:
+    if not cluster and (spec or sets):
+        raise ConfigError("doctor takes a SPEC and --set with --cluster alone")
+    if cluster:
         from dpoflow.contracts.spec_file import load_spec
-        from dpoflow_pipelines.doctor_cluster import all_findings
+        from dpoflow_pipelines.doctor_cluster import all_findings, plain_spec
 
-        findings = all_findings(load_spec(spec, sets or []))
-        raise typer.Exit(show(standard_console(), findings))
+        wanted = load_spec(spec, sets or []) if spec else plain_spec()
+        raise typer.Exit(show(standard_console(), all_findings(wanted)))
     raise typer.Exit(examine(standard_console(), home))
 
 

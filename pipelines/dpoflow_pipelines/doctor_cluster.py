@@ -1,7 +1,7 @@
 """`dpoflow doctor --cluster`: whether a cluster can run a spec, and what to do where it cannot.
 
 Reads   a spec's placement, the cluster that kubectl works with, and endpoints that the spec names
-Gives   `findings_of_cluster`
+Gives   `all_findings`; `plain_spec` for a cluster without a spec
 Not     this machine (doctor.py); nothing is changed, and no secret's value is looked at
 
 What pods will reach is asked of Kubernetes where it is a service of the cluster, else from here.
@@ -27,6 +27,17 @@ GROUPS = {
     ),
 }
 _TIMEOUT_S = 5
+
+
+def plain_spec() -> Spec:
+    """What is looked for where nobody names a spec: the names that infra/cluster installs."""
+    return Spec.model_validate(
+        {
+            "name": "any",
+            "model": "hf://any/model@main",
+            "data": {"sources": [{"uri": "s3://bucket/prefix"}]},
+        }
+    )
 
 
 def findings_of_cluster(spec: Spec, kube: KubeApi) -> Iterator[Finding]:

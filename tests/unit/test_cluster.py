@@ -508,6 +508,187 @@ def test_on_aws_no_key_of_the_store_is_anywhere() -> None:
 def test_the_signing_key_is_in_one_namespace() -> None:
     secrets = of_kind(built("aws"), "ExternalSecret")
 
+<<<<<<< HEAD
     assert [namespace(e) for e in secrets if e["metadata"]["name"] == "dpoflow-signing-key"] == [
         "dpoflow-evaluation"
+=======
+    assert anns.run_id == bens.run_id
+    assert anns.kfp_run_id != bens.kfp_run_id
+
+
+@pytest.mark.parametrize(
+    ("state", "names", "same_name"),
+    [("SUCCEEDED", 2, False), ("FAILED", 2, True), ("CANCELED", 2, True), ("RUNNING", 1, True)],
+)
+def test_the_same_command_after_a_run(
+    kfp: FakeKfp, tmp_path: Path, state: str, names: int, *, same_name: bool
+) -> None:
+    first = submitted(kfp, tmp_path)
+    kfp.goes_on(state)
+
+    second = submitted(kfp, tmp_path)
+
+    assert len(kfp.stored["runs"]) == names
+    assert (second.run_id == first.run_id) is same_name
+
+
+def test_a_server_that_is_busy_is_asked_again_and_given_up_at_last(
+    kfp: FakeKfp, tmp_path: Path
+) -> None:
+    kfp.answers = times(ATTEMPTS - 1, (503, {"message": "busy"}), r"POST experiments")
+    submitted(kfp, tmp_path / "ann")
+
+    kfp.answers = lambda method, path: (503, {"message": "no healthy upstream"})
+    with pytest.raises(ServiceUnavailable, match="no healthy upstream"):
+        submitted(kfp, tmp_path / "ben")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ((401, {"message": "no"}), "does not know you; set DPOFLOW_KFP_TOKEN"),
+        ((403, {"message": "denied"}), "denied .*role in namespace dpoflow, or name another"),
+        ((404, {"message": "gone"}), "gone"),
+        ((400, {"message": "bad"}), "bad"),
+    ],
+)
+def test_what_asking_again_does_not_mend_is_asked_once(
+    kfp: FakeKfp, tmp_path: Path, answer: Any, told: str
+) -> None:
+    kfp.answers = times(1, answer, r"POST experiments")
+
+    with pytest.raises(ConfigError, match=told):
+        submitted(kfp, tmp_path)
+
+    assert kfp.writes().count("experiments") == 1
+
+
+@pytest.mark.parametrize("write", WRITES[:3])
+def test_what_a_colleague_made_at_the_same_moment_is_taken(
+    kfp: FakeKfp, tmp_path: Path, write: str
+) -> None:
+    """As if theirs came between our look and our write."""
+    kfp.after = times(1, (409, {"message": "already exists"}), write)
+
+    submitted(kfp, tmp_path)
+
+    counts = [len(kfp.stored[kind]) for kind in ("pipelines", "experiments", "runs")]
+    assert [*counts, len(kfp.versions)] == [1, 1, 1, 1]
+
+
+def test_a_name_that_is_taken_by_what_cannot_be_found_is_given_up(
+    kfp: FakeKfp, tmp_path: Path
+) -> None:
+    kfp.answers = times(ATTEMPTS, (409, {"message": "already exists"}), r"POST experiments")
+
+    with pytest.raises(ServiceUnavailable, match="already exists"):
+        submitted(kfp, tmp_path)
+
+
+def test_nobody_there_is_an_outage_that_names_the_address() -> None:
+    with pytest.raises(ServiceUnavailable, match=r"127.0.0.1:9 .*--endpoint"):
+        KfpApi("http://127.0.0.1:9", "dpoflow", pause_s=0.001)
+
+
+def test_lists_of_several_pages_are_read_to_their_end(kfp: FakeKfp, tmp_path: Path) -> None:
+    kfp.page = 1
+    for who in ("ann", "ben", "cem"):
+        submitted(kfp, tmp_path / who)
+    kfp.answers = times(1, (CUT, None), r"POST runs")
+
+    submitted(kfp, tmp_path / "dan")
+
+    assert len(kfp.stored["runs"]) == 4
+
+
+def test_a_server_for_one_user_is_not_asked_for_namespaces(tmp_path: Path, kfp: FakeKfp) -> None:
+    kfp.multi_user = False
+
+    submitted(kfp, tmp_path)
+
+    (experiment,) = kfp.stored["experiments"].values()
+    assert experiment.namespace is None
+
+
+def test_the_token_goes_into_the_header_and_nowhere_else(
+    kfp: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPOFLOW_KFP_TOKEN", "tok3n-of-mine")
+
+    submitted(kfp, tmp_path)
+
+    assert kfp.tokens == {"Bearer tok3n-of-mine"}
+    kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any("tok3n-of-mine" in text for text in kept)
+
+
+# ---------------------------------------------------------------- before anything is sent
+
+
+@pytest.mark.parametrize(
+    ("more", "images", "told"),
+    [
+        ({}, {}, "dpoflow-python-cpu:0.1.0.* is no image with a digest"),
+        ({"model": "/models/base"}, LOCK, "/models/base is a path of this machine"),
+        (
+            {"placement": {"train": {"timeout_s": 3600}}, "train": {"backend": "trainjob"}},
+            LOCK,
+            "placement.train.timeout_s is 3,600",
+        ),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_sent(
+    kfp: FakeKfp, tmp_path: Path, more: Any, images: Any, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        submit(spec_of(**more), tmp_path, api_of(kfp), images=images)
+
+    assert kfp.writes() == []
+
+
+def test_tags_are_taken_where_the_spec_says_so_and_paths_where_pods_see_them(
+    tmp_path: Path,
+) -> None:
+    placement = {
+        "images": "tag",
+        "registry": "registry.example/team",
+        "snapshot": {"volumes": [{"claim": "data", "path": "/data"}]},
+    }
+    spec = spec_of(placement=placement, data={"sources": [{"uri": "/data/pairs"}]})
+
+    images = compiled_for(spec, tmp_path / "ir.yaml", "align", {})
+
+    assert images == [f"registry.example/team/{name}" for name in (CPU, GPU)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dpoflow-python-cpu:0.1.0 registry.example/cpu:0.1.0", "line 1"),
+        (
+            f"# both\na:1 x@sha256:{'a' * 64}\na:1 y@sha256:{'b' * 64}",
+            "line 3: a:1 stands there twice",
+        ),
+        ("only-one-word", "line 1"),
+    ],
+)
+def test_a_lock_that_says_nothing_certain_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "images.lock"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=told):
+        read_lock(path)
+
+
+# ---------------------------------------------------------------- watching
+
+
+def test_a_run_is_watched_to_its_failed_task_and_told_in_the_tasks_words(
+    kfp: FakeKfp, tmp_path: Path
+) -> None:
+    there, seen = submitted(kfp, tmp_path), list[dict[str, TaskRecord]]()
+    stages: list[dict[str, tuple[str, str]]] = [
+        {"snapshot": ("RUNNING", "")},
+        {"snapshot": ("SUCCEEDED", ""), "validate": ("SKIPPED", ""), "train": ("RUNNING", "")},
+>>>>>>> 1a4ee6e0aa97c23f60f8749082e8ce9189c40ce5
     ]

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from tests.fakes.kubernetes_objects import FakeObjects
+from typer.testing import CliRunner
 
 from dpoflow.contracts.spec import Spec
+from dpoflow_pipelines.cli import app
 from dpoflow_pipelines.doctor import Finding
 from dpoflow_pipelines.doctor_cluster import all_findings
 
 SPACE = "/api/v1/namespaces/dpoflow"
 CLAIM, SECRET = f"{SPACE}/persistentvolumeclaims/dpoflow-state", f"{SPACE}/secrets/dpoflow-s3"
-MLFLOW = "/api/v1/namespaces/dpoflow-mlflow/endpoints/dpoflow-mlflow"
+MLFLOW = "/api/v1/namespaces/dpoflow-mlflow/endpoints/mlflow"
 READY = {"subsets": [{"addresses": [{"ip": "10.0.0.1"}]}]}
 
 
@@ -113,8 +115,8 @@ QUOTA = {
             secret("AWS_ACCESS_KEY_ID"),
             ("secret", "dpoflow-s3 without AWS_SECRET_ACCESS_KEY"),
         ),
-        (MLFLOW, 404, ("MLflow", "no service dpoflow-mlflow.dpoflow-mlflow.svc")),
-        (MLFLOW, {"subsets": []}, ("MLflow", "dpoflow-mlflow.dpoflow-mlflow.svc: 0 ready")),
+        (MLFLOW, 404, ("MLflow", "no service mlflow.dpoflow-mlflow.svc")),
+        (MLFLOW, {"subsets": []}, ("MLflow", "mlflow.dpoflow-mlflow.svc: 0 ready")),
     ],
 )
 def test_what_is_missing_is_found(
@@ -165,3 +167,12 @@ def test_a_cluster_that_is_away_is_one_finding(
 
     assert (good, what) == (False, "cluster")
     assert "does not answer" in seen
+
+
+def test_the_command_exits_2_where_something_must_be_mended(cluster: FakeObjects) -> None:
+    fine = CliRunner().invoke(app, ["doctor", "--cluster"])
+    cluster.objects[SECRET] = 404
+    broken = CliRunner().invoke(app, ["doctor", "--cluster"], env={"COLUMNS": "300"})
+
+    assert (fine.exit_code, broken.exit_code) == (0, 2)
+    assert "no dpoflow-s3" in broken.stdout

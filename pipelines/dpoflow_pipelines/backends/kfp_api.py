@@ -30,7 +30,7 @@ Page = Callable[[str], Any]
 
 
 class Away(ServiceUnavailable):
-    """The API did not answer, or is busy: whether it did what was asked is not known."""
+    """It did not answer, is busy, or somebody was quicker: what was asked may have been done."""
 
 
 class KfpApi:
@@ -119,6 +119,8 @@ class KfpApi:
                 f"{text}: {said}; you need a role in namespace {self._asked}, or name another with "
                 "--namespace"
             )
+        if status == 409:  # HTTP's Conflict: somebody was quicker, and what they made is looked for
+            return Away(f"{text}: {said}; somebody makes the same at this moment, try again")
         if status in (0, 408, 429) or status >= 500:
             return Away(f"{text}: {said}; give the same command again later")
         return ConfigError(f"{text}: {said}")
