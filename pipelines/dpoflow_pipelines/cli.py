@@ -66,22 +66,6 @@ def _load(spec: Path, sets: list[str] | None, grid: list[str] | None) -> "tuple[
     return points[0].spec if points else load_spec(spec, sets or []), points
 
 
-<<<<<<< HEAD
-=======
-def _runnable(name: str) -> "RunnableName":
-    """The pipeline of that name that a spec is run by."""
-    from typing import get_args
-
-    from dpoflow.contracts.spec import RunnableName
-
-    known: dict[str, RunnableName] = {each: each for each in get_args(RunnableName)}
-    if name in known:
-        return known[name]
-    more = "; dpoflow review promote does on this machine what it does" * (name == "promote")
-    raise ConfigError(f"--pipeline takes align or retrain, got '{name}'{more}")
-
-
->>>>>>> db6bbd43f43769b6101d0ebb87a86e78a0866421
 def _check_run(
     pipeline: str, grid: list[str] | None, require: str | None, *, as_json: bool, dry_run: bool
 ) -> None:

@@ -98,11 +98,8 @@ def collect(home: Path, keep: int) -> Survey:
 
 def show(console: Console, home: Path, found: Survey, *, done: bool) -> None:
     """What stays, what goes, and how much room that makes."""
-    for what, names in (
-        ("runs", [run.name for run in found.runs]),
-        ("versions", list(found.versions)),
-    ):
-        console.print(f"kept {what}: {', '.join(names) or 'none'}", markup=False, highlight=False)
+    for what, kept in (("runs", [run.name for run in found.runs]), ("versions", found.versions)):
+        console.print(f"kept {what}: {', '.join(kept) or 'none'}", markup=False, highlight=False)
     by_kind: dict[str, list[Path]] = defaultdict(list)
     for folder in found.doomed:
         by_kind[folder.parent.name].append(folder)

@@ -150,6 +150,8 @@ def task_table(
             note = f"{_bar(event)} {progress_text(event)}{_attempt(record)}"
         elif record and _is_stopped(record):
             state, note = "STOPPED", "[dim]the same command continues it[/]"
+        elif state == "SKIPPED" and record:  # on a cluster, which does not say why
+            note = "[dim]known inputs, or nothing to learn[/]"
         elif state == "FAILED" and record:
             note = f"[red]{record.error_type}[/]"
         table.add_row(name, f"[{_COLOURS[state]}]{state}[/]", _spent(record), note)

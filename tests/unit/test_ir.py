@@ -13,14 +13,14 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from ruamel.yaml import YAML
 
 from dpoflow.contracts.placement import PlacementConfig
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import PipelineName, Spec
 from dpoflow.contracts.spec_file import load_spec
 from dpoflow.images import CPU, GPU
 from dpoflow_pipelines.placement import placed_for
 from dpoflow_pipelines.run import compile_to
 
 DEMO = Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml"
-DAGS = ["align"]
+DAGS: tuple[PipelineName, ...] = ("align", "retrain", "promote")
 LOCK = {
     CPU: f"registry.example/team/dpoflow-python-cpu@sha256:{'a' * 64}",
     GPU: f"registry.example/team/dpoflow-python-gpu@sha256:{'b' * 64}",
@@ -63,7 +63,7 @@ class Ir(NamedTuple):
         return re.sub(r"-\d+$", "", executor.removeprefix("exec-"))
 
 
-def compiled(folder: Path, dag: str, placement: PlacementConfig) -> Ir:
+def compiled(folder: Path, dag: PipelineName, placement: PlacementConfig) -> Ir:
     path = folder / "ir.yaml"
     compile_to(path, dag, placement, LOCK)
     return Ir(*YAML(typ="safe").load_all(path.read_text("utf-8")))

@@ -17,7 +17,7 @@ from tests.fakes.kfp_api import CUT, NOW, FakeKfp, times
 from typer.testing import CliRunner
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.spec import Spec
+from dpoflow.contracts.spec import RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.images import CPU, GPU
 from dpoflow_pipelines import schedules
@@ -30,8 +30,7 @@ LOCK = {
     GPU: f"registry.example/team/dpoflow-python-gpu@sha256:{'b' * 64}",
 }
 NIGHTLY = "0 0 2 * * *"
-DAG = "align"
-"""Any DAG does: schedules know it by its name alone."""
+DAG: RunnableName = "retrain"
 
 
 def spec_of(**more: Any) -> Spec:

@@ -42,7 +42,7 @@ _STATES: dict[str, TaskState] = {
     "PAUSED": "RUNNING",
     "CANCELING": "RUNNING",
     "SUCCEEDED": "SUCCEEDED",
-    "SKIPPED": "SUCCEEDED",
+    "SKIPPED": "SKIPPED",  # by the cache, or by what a retraining decided: Kubeflow tells no more
     "FAILED": "FAILED",
     "CANCELED": "FAILED",
 }
@@ -394,13 +394,12 @@ def records_of(details: list[Any], names: list[str]) -> dict[str, TaskRecord]:
         if name not in names or state in (None, "PENDING"):
             continue
         began, ended = each.start_time or each.create_time, each.end_time
-        over = state in ("SUCCEEDED", "FAILED")
+        over = state in ("SUCCEEDED", "SKIPPED", "FAILED")
         found[name] = TaskRecord(
             name=name,
             state=state,
             started=began.timestamp() if began else time.time(),
             ended=(ended or began).timestamp() if over and (ended or began) else None,
-            reused=str(each.state) == "SKIPPED",
             error_type="ended on the cluster" if state == "FAILED" else None,
             error=_said(each) if state == "FAILED" else None,
         )
