@@ -222,12 +222,12 @@ def test_resources_for_git_hold_the_dag_and_the_version_that_create_would_use(
 
     assert pipeline["apiVersion"] == version["apiVersion"] == "pipelines.kubeflow.org/v2beta1"
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
-    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "dpoflow-align"
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "dpoflow-retrain"
     assert pipeline["metadata"]["namespace"] == "dpoflow"
     (uploaded,) = kfp.versions.values()
     assert version["metadata"]["name"] == uploaded.display_name
     dag = json_format.ParseDict(version["spec"]["pipelineSpec"], pipeline_spec_pb2.PipelineSpec())
-    assert dag.pipeline_info.name == "dpoflow-align"
+    assert dag.pipeline_info.name == "dpoflow-retrain"
     json_format.ParseDict(version["spec"]["platformSpec"], pipeline_spec_pb2.PlatformSpec())
 
 
