@@ -216,14 +216,27 @@ def plan(
 def compile(
     pipeline: Annotated[str, typer.Argument(help="Which DAG: align, retrain or promote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the YAML goes.")],
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="Whose placement its tasks get.")
+    ] = None,
+    sets: Sets = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A lock of images; infra/images/images.lock if absent."),
+    ] = None,
 ) -> None:
     """Compile a DAG to the YAML that Kubeflow Pipelines takes.
+
+    With a SPEC its tasks have their secrets, volumes and GPUs, and a cluster can run it; without,
+    only their retries, deadlines and caching.
 
     Example:
 
         dpoflow compile align -o align.yaml
 
-        dpoflow compile retrain -o retrain.yaml
+        dpoflow compile retrain align.yaml -o retrain.yaml --images images.lock
+
+        dpoflow compile promote align.yaml -o promote.yaml      # for a schedule of the promoter
     """
     from typing import get_args
 
@@ -239,7 +252,18 @@ def compile(
         raise ConfigError(
             f"{output} is a folder; name a file in it, such as {output}/{pipeline}.yaml"
         )
-    compile_to(output, known[pipeline])
+    if spec is None:
+        if sets or images:
+            raise ConfigError("--set and --images say where tasks run: name the SPEC, too")
+        compile_to(output, known[pipeline])
+        return
+    from dpoflow.contracts.spec_file import load_spec
+    from dpoflow_pipelines.backends.cluster import compiled_for
+    from dpoflow_pipelines.on_cluster import lock_of
+
+    loaded = load_spec(spec, sets or [])
+    for image in compiled_for(loaded, output, known[pipeline], lock_of(images)):
+        standard_console().print(image, markup=False, highlight=False)
 
 
 @app.command()

@@ -97,8 +97,8 @@ def submit_spec(
     there = cluster.submit(spec, home, api, pipeline=pipeline, images=images)
     word = "is there already:" if there.was_there else "submitted:"
     console.print(f"run [bold]{there.run_id}[/] {word} {there.link}", highlight=False)
-    if there.mlflow:
-        console.print(f"MLflow: {there.mlflow}", markup=False, highlight=False)
+    where = there.mlflow or f"experiment {spec.name}, once the first task runs"
+    console.print(f"MLflow: {where}", markup=False, highlight=False)
     if api.namespace is None:
         console.print(
             "[yellow]warning:[/] this Kubeflow has one namespace for everybody, its own, and runs "

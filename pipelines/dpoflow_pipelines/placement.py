@@ -124,6 +124,7 @@ def wanted(config: PlacementConfig, step: str) -> TaskPlacement:
         merged |= {name: value for name, value in layer if value is not None}
     merged["env"] = {name: value for each in layers for name, value in (each.env or {}).items()}
     merged["secrets"] = tuple(use for each in layers for use in each.secrets or ())
+    merged["volumes"] = tuple(volume for each in layers for volume in each.volumes or ())
     return TaskPlacement.model_validate(merged)
 
 
@@ -167,9 +168,10 @@ def _tell(task: PipelineTask, how: Placing, image: str, given: TaskPlacement) ->
 
 def _secrets(task: PipelineTask, config: PlacementConfig, uses: tuple[SecretUse, ...]) -> None:
     """All of them optional: a pod that waits for a Secret says nothing, a step without one does."""
-    if config.secrets.mlflow:
+    account = config.secrets.promoter if task.name == "promote" else config.secrets.mlflow
+    if account:
         login = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-        _as_env(task, config.secrets.mlflow, {name: name for name in login})
+        _as_env(task, account, {name: name for name in login})
     for use in uses:
         if use.env:
             _as_env(task, use.name, use.env)

@@ -97,7 +97,7 @@ def claim_run(
     if last is None or not unfinished:
         last = runs / f"{prefix}{highest + 1:03d}"
     last.mkdir(exist_ok=True)
-    with in_use(home), (last / "lock").open("a") as lock:
+    with in_use(home), (last / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -115,7 +115,7 @@ def claim_run(
 @contextlib.contextmanager
 def in_use(home: Path, *, alone: bool = False) -> Iterator[None]:
     """While something reads and writes in the home, or, `alone`, while it is cleared."""
-    with (home / "lock").open("a") as lock:
+    with (home / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,7 +129,7 @@ def in_use(home: Path, *, alone: bool = False) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process is at work on the run."""
-    with (folder / "lock").open("a") as lock:
+    with (folder / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
@@ -38,6 +38,9 @@ from dpoflow_pipelines.backends.cluster import (
     version_of,
 )
 from dpoflow_pipelines.backends.kfp_api import KfpApi, named
+
+if TYPE_CHECKING:
+    from dpoflow.registry.team import Team
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 _FIELDS = (
@@ -163,7 +166,15 @@ def _check_name(name: str) -> None:
 def _note(name: str, spec: Spec, cron: str, home: Path, api: KfpApi) -> dict[str, str]:
     """What the runs are told; the same for a command that is given again."""
     path = home / "schedules" / f"{name}.json"
-    asked = sha256_json({"spec": spec.model_dump(mode="json"), "cron": cron, "at": api.endpoint})
+    told_to = _team(spec)
+    asked = sha256_json(
+        {
+            "spec": spec.model_dump(mode="json"),
+            "cron": cron,
+            "at": api.endpoint,
+            "team": [told_to.uri, told_to.user] if told_to else None,
+        }
+    )
     note = {"asked": asked, "nonce": secrets.token_hex(16)}
     if path.exists():
         known: dict[str, str] = json.loads(path.read_text("utf-8"))
@@ -175,7 +186,7 @@ def _note(name: str, spec: Spec, cron: str, home: Path, api: KfpApi) -> dict[str
         name=name,
         nonce=note["nonce"],
         spec=spec,
-        submission=_owned(name, spec, note["nonce"]),
+        submission=_owned(told_to, name, spec, note["nonce"]),
         scheduled=True,
     )
     note["submitted"] = canonical_json(told)
@@ -183,12 +194,24 @@ def _note(name: str, spec: Spec, cron: str, home: Path, api: KfpApi) -> dict[str
     return note
 
 
-def _owned(name: str, spec: Spec, nonce: str) -> str | None:
-    """Told to a team's server whose schedule it is: what its runs make is not theirs to approve."""
-    from dpoflow.registry.submission import open_submission
+def _team(spec: Spec) -> "Team | None":
+    """The team's server. ConfigError where a spec wants approvals, and none is named."""
     from dpoflow.registry.team import team_server
 
     team = team_server()
+    if team is None and spec.evaluate.signer is not None:
+        raise ConfigError(
+            "the spec has its decisions signed (evaluate.signer), and MLFLOW_TRACKING_URI names no "
+            "team's server that could note whose schedule this is, so nobody could ever approve "
+            "what it makes; set it, with your own name and password"
+        )
+    return team
+
+
+def _owned(team: "Team | None", name: str, spec: Spec, nonce: str) -> str | None:
+    """Told to a team's server whose schedule it is: what its runs make is not theirs to approve."""
+    from dpoflow.registry.submission import open_submission
+
     return open_submission(team, spec, nonce, schedule={"name": name}) if team else None
 
 

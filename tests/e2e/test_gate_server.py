@@ -498,7 +498,10 @@ def test_the_step_that_recorded_a_version_may_still_end(server: GateServer) -> N
     assert ada.post(f"{API}/runs/log-metric", **late).ok
     denied(server, "eve", server.person("eve").post(f"{API}/runs/log-metric", **late))
     denied(server, "ada", ada.post(f"{API}/runs/delete", run_id=version.run_id))
+    early = denied(server, "rita", server.person("rita").approve(version.subject))
+    assert "still goes on" in early
     assert ada.post(f"{API}/runs/update", run_id=version.run_id, status="FINISHED").ok
+    assert server.person("rita").approve(version.subject).ok
 
     denied(server, "ada", ada.post(f"{API}/runs/log-metric", **late))
 

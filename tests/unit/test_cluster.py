@@ -20,15 +20,18 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api import models
+from mlflow.server.security_utils import is_allowed_host_header
 from tests import manifests
 from tests.manifests import CHECKS, GIVEN_SECRETS, OURS, Check, Document, at, namespace, of_kind
 
 from dpoflow import images
+from dpoflow.contracts.placement import PlacementConfig
 from dpoflow.contracts.spec import TrainJobConfig
 from dpoflow.registry.gate.roles import read_roles
 from dpoflow.train import trainjob
@@ -416,6 +419,16 @@ def test_dpoflow_takes_the_servers_command_as_it_stands_in_the_pod(
     assert "hunter2" not in done.stdout + done.stderr
     assert read_roles(text, "roles.yaml")["dpoflow-promoter"] == {"promoter"}
     assert container["image"].rpartition("/")[2] == images.MLFLOW
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_server_answers_by_the_name_that_tasks_call_it_by(overlay: str) -> None:
+    documents = built(overlay)
+    (named,) = [each["configMapRef"]["name"] for each in _container(documents)["envFrom"]]
+    settings = the(documents, "ConfigMap", "dpoflow-mlflow", named)["data"]
+    called = urlsplit(PlacementConfig().mlflow_uri).netloc
+
+    assert is_allowed_host_header(settings["ALLOWED_HOSTS"].split(","), called)
 
 
 def test_dpoflow_has_the_promoters_command() -> None:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -277,6 +278,25 @@ def test_a_teams_server_is_told_whose_schedule_it_is_once(
     (asked,) = team
     assert asked["schedule"] == {"name": "nightly"}
     assert submitted.submission == "5" * 32
+
+
+def test_a_schedule_whose_runs_nobody_could_approve_is_refused_and_made_once_that_is_mended(
+    kfp: FakeKfp, tmp_path: Path, team: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="nobody could ever approve"):
+        created(kfp, tmp_path, evaluate={"signer": "c" * 64})
+    unsigned, _ = created(kfp, tmp_path)  # nobody has to approve that
+    assert (team, len(recurring(kfp))) == ([], 1)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+    created(kfp, tmp_path)
+
+    (schedule,) = recurring(kfp)
+    submitted = Submitted.model_validate_json(schedule.runtime_config.parameters["submitted"])
+    assert (len(team), submitted.submission) == (1, "5" * 32)
+    assert schedule.recurring_run_id != unsigned.recurring_run_id
 
 
 # ---------------------------------------------------------------- the command

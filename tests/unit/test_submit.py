@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from ruamel.yaml import YAML
 from tests.fakes.kfp_api import CUT, FakeKfp, times
 from tests.fakes.kubernetes_objects import FakeObjects
 from typer.testing import CliRunner, Result
@@ -107,6 +109,71 @@ def test_a_version_of_that_name_with_other_content_is_refused(kfp: FakeKfp, tmp_
     assert len(kfp.stored["runs"]) == 1
 
 
+@pytest.mark.parametrize("secret", ["dpoflow-signing-key", "dpoflow-mlflow", "dpoflow-promoter"])
+@pytest.mark.parametrize("task", ["default", "snapshot", "evaluate"])
+def test_a_spec_cannot_read_the_keys_that_vouch_for_what_it_makes(task: str, secret: str) -> None:
+    for use in ({"env": {"KEY": "signing.pem"}}, {"path": "/data"}):
+        with pytest.raises(ValidationError, match=f"{task}.secrets names {secret}"):
+            spec_of(placement={task: {"secrets": [{"name": secret, **use}]}})
+
+    renamed = {"secrets": {"signing": "another"}, task: {"secrets": [{"name": secret, **use}]}}
+    with pytest.raises(ValidationError, match=secret):
+        spec_of(placement=renamed)
+
+
+@pytest.mark.parametrize(
+    "variable", ["MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "DPOFLOW_SIGNING_KEY"]
+)
+def test_a_spec_cannot_have_a_steps_own_login_sent_to_a_server_that_it_names(variable: str) -> None:
+    source = {"uri": "https://example.org/x.jsonl", "query_env": variable}
+    endpoint = {"base_url": "https://example.org/v1", "model": "m", "api_key_env": variable}
+
+    with pytest.raises(ValidationError, match=f"{variable} belongs to the step itself"):
+        spec_of(data={"sources": [source]})
+    with pytest.raises(ValidationError, match=f"{variable} belongs to the step itself"):
+        spec_of(evaluate={"judge": {"kind": "llm", "endpoint": endpoint}})
+
+
+def test_a_tasks_volumes_stand_beside_the_defaults(tmp_path: Path) -> None:
+    placement = {
+        "default": {"volumes": [{"claim": "models", "path": "/models"}]},
+        "snapshot": {"volumes": [{"claim": "corpora", "path": "/corpora"}]},
+    }
+    sources = {"sources": [{"uri": "/corpora/pairs.jsonl"}]}
+    spec = spec_of(model="/models/base", data=sources, placement=placement)
+
+    compiled_for(spec, tmp_path / "ir.yaml", "align", LOCK)
+
+    platforms = list(YAML(typ="safe").load_all((tmp_path / "ir.yaml").read_text("utf-8")))[1]
+    mounts = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-snapshot"]
+    paths = {each["mountPath"] for each in mounts["pvcMount"]}
+    assert paths == {"/state", "/models", "/corpora"}
+
+    outside = spec_of(model="/models/../etc/base", data=sources, placement=placement)
+    with pytest.raises(ConfigError, match=r"/models/\.\./etc/base is a path of this machine"):
+        compiled_for(outside, tmp_path / "ir.yaml", "align", LOCK)
+
+
+def test_the_promoters_pipeline_has_the_promoters_account_and_no_other(tmp_path: Path) -> None:
+    spec, ir = tmp_path / "align.yaml", tmp_path / "promote.yaml"
+    spec.write_text(json.dumps(spec_of().model_dump(mode="json")))
+    lock = tmp_path / "images.lock"
+    lock.write_text("".join(f"{name} {digest}\n" for name, digest in LOCK.items()))
+
+    words = ["compile", "promote", str(spec), "-o", str(ir), "--images", str(lock)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+
+    assert LOCK[CPU] in done.output
+    dag, platforms = YAML(typ="safe").load_all(ir.read_text("utf-8"))
+    pod = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-promote"]
+    (container,) = [each["container"] for each in dag["deploymentSpec"]["executors"].values()]
+    assert {each["secretName"] for each in pod["secretAsEnv"]} == {"dpoflow-promoter"}
+    assert container["image"] == LOCK[CPU]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": spec_of().placement.mlflow_uri} in container[
+        "env"
+    ]
+
+
 @pytest.mark.parametrize("lost", ["before", "after"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_connection_that_is_cut_at_a_write_makes_nothing_twice(
@@ -153,7 +220,10 @@ def test_another_engineers_run_of_the_same_name_is_not_taken_for_ones_own(
 
 @pytest.mark.parametrize(
     ("state", "names", "same_name"),
-    [("SUCCEEDED", 2, False), ("FAILED", 2, True), ("CANCELED", 2, True), ("RUNNING", 1, True)],
+    [
+        *(("SUCCEEDED", 2, False), ("FAILED", 2, True), ("RUNNING", 1, True)),
+        *(("CANCELED", 2, True), ("CANCELING", 2, True)),
+    ],
 )
 def test_the_same_command_after_a_run(
     kfp: FakeKfp, tmp_path: Path, state: str, names: int, *, same_name: bool

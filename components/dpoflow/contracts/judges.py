@@ -37,7 +37,23 @@ def _variable(name: str) -> str:
 
 
 VariableName = Annotated[str, AfterValidator(_variable)]
-"""An environment variable that holds a secret."""
+"""An environment variable."""
+
+_OURS = ("MLFLOW_", "DPOFLOW_", "AWS_", "KFP_", "KF_")
+
+
+def _of_a_key(name: str) -> str:
+    # Whoever writes a spec says where a key is sent, and these are not theirs to send.
+    if name.startswith(_OURS):
+        raise ValueError(
+            f"{name} belongs to the step itself and is sent nowhere; keep the key in a variable of "
+            f"another name than {'…, '.join(_OURS)}…"
+        )
+    return name
+
+
+KeyVariable = Annotated[VariableName, AfterValidator(_of_a_key)]
+"""An environment variable that holds a key for a server which the spec names."""
 
 
 class EndpointConfig(Contract):
@@ -47,7 +63,7 @@ class EndpointConfig(Contract):
     """Of the server, with its version: http://localhost:8000/v1."""
     model: str = Field(min_length=1)
     """As the server names it."""
-    api_key_env: VariableName | None = None
+    api_key_env: KeyVariable | None = None
     """The environment variable that holds the key; None sends none."""
     concurrency: int = Field(32, ge=1, le=1024)
     """Requests in flight."""

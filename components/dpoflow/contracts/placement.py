@@ -94,6 +94,8 @@ class SecretNames(Contract):
 
     mlflow: ObjectName | None = "dpoflow-mlflow"
     """MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for every task. None: no login."""
+    promoter: ObjectName = "dpoflow-promoter"
+    """The same two, of the promoter's account: for the pipeline `promote`."""
     storage: ObjectName | None = "dpoflow-s3"
     """AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and each `query_env` for snapshot, the first two for
     evaluate. None: their account has a role of the cloud."""
@@ -119,6 +121,7 @@ class TaskPlacement(Contract):
     tolerations: tuple[Toleration, ...] | None = None
     """Beside that of `gpu_resource`, which every task with a GPU has."""
     volumes: tuple[Volume, ...] | None = None
+    """Beside the default's."""
     secrets: tuple[SecretUse, ...] | None = None
     """Beside those that the spec calls for by itself: see `SecretNames`."""
     env: dict[VariableName, str] | None = None
@@ -152,7 +155,7 @@ class PlacementConfig(Contract):
     state_claim: ObjectName = "dpoflow-state"
     """The PersistentVolumeClaim that all tasks share: checkpoints, models, records."""
     state_path: MountPath = "/state"
-    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow.svc:5000", min_length=1)
+    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow:5000", min_length=1)
     """The MLflow server, as pods reach it."""
     secrets: SecretNames = SecretNames()
     images: Literal["digest", "tag"] = "digest"
@@ -191,6 +194,25 @@ class PlacementConfig(Contract):
                     f"{task} computes nothing on a GPU; give gpus and gpu_type to "
                     f"{', '.join(GPU_TASKS)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _logins_and_keys_stay_where_they_belong(self) -> Self:
+        # A spec also says where data comes from and goes to: what it can read, it can send.
+        usual = SecretNames()
+        kept = {
+            name
+            for names in (usual, self.secrets)
+            for name in (names.mlflow, names.promoter, names.signing)
+        }
+        for task in ("default", *KNOWN_TASKS):
+            asked = self.of(task) if task != "default" else self.default
+            for use in asked.secrets or ():
+                if use.name in kept:
+                    raise ValueError(
+                        f"{task}.secrets names {use.name}, which steps get by themselves where "
+                        "they need it, and in no other way; leave it out"
+                    )
         return self
 
     def of(self, task: str) -> TaskPlacement:

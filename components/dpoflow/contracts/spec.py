@@ -18,9 +18,9 @@ from dpoflow.contracts.judges import (
     BudgetConfig,
     EndpointConfig,
     JudgeConfig,
+    KeyVariable,
     LlmJudgeConfig,
     RewardJudgeConfig,
-    VariableName,
     rewards_in,
     rubrics_in,
 )
@@ -100,7 +100,7 @@ class SourceConfig(Contract):
     since: str | None = Field(None, pattern="^(champion|models:/.+)$")
     """Of mlflow-labels:// and mlflow-feedback:// only what is not in the data that this version was
     trained on: `champion`, or models:/NAME/VERSION. None, or no champion yet: all of it."""
-    query_env: VariableName | None = None
+    query_env: KeyVariable | None = None
     """The environment variable that holds the query of a presigned https:// URL."""
     format: FormatName = "auto"
     """How rows are laid out; `auto` recognises it from the first rows."""

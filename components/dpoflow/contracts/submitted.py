@@ -18,8 +18,6 @@ class Submitted(Contract):
     nonce: str = Field(min_length=1)
     """Of this submission alone: by it a run is found again whose creation was cut off."""
     spec: Spec
-    mlflow_run_id: str | None = None
-    """The run that the submitter opened in MLflow; None where the first task opens one."""
     submission: str | None = None
     """Who asked for it, by the team's server; of a schedule: who made the schedule."""
     scheduled: bool = False

@@ -43,8 +43,11 @@ def start_run(submitted: str, root: Path) -> None:
 
 
 def _open(told: Submitted, root: Path) -> None:
-    """The parent of all steps' runs: the submitter's, that of an earlier attempt, or a new one."""
-    known = told_of_run(Path(os.environ[RUN_DIR])).get(PARENT) or told.mlflow_run_id
+    """The parent of all steps' runs: that of an earlier attempt, or a new one.
+
+    This account opens it and not the submitter's, whose runs it may not write to.
+    """
+    known = told_of_run(Path(os.environ[RUN_DIR])).get(PARENT)
     name = f"{told.name}-{_run_id()[:8]}" if told.scheduled else told.name
     run = open_run(
         root,
@@ -52,6 +55,7 @@ def _open(told: Submitted, root: Path) -> None:
         run_name=name,
         spec_json=canonical_json(told.spec),
         known=known,
+        kfp_run_id=_run_id(),
     )
     tell_run({PARENT: run.run_id, EXPERIMENT: run.experiment_id, CLOSES: "yes"})
 

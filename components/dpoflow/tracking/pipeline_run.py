@@ -1,7 +1,7 @@
 """The MLflow run of a whole pipeline run: opened by whoever starts it, parent of every step's run.
 
 Reads   MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID where someone else opened the run
-Gives   `open_run`, `PipelineRun`, `close_run`, `message_of`
+Gives   `open_run`, `PipelineRun`, `close_run`; `run_of` and `message_of` for who waits elsewhere
 Not     step runs (step_run.py)
 """
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import RunState
 from dpoflow.tracking.settings import artifact_location, local_uri, public, quiet_mlflow, quoted
+
+KFP_TAG = "dpoflow.kfp_run_id"
+"""Kubeflow's id of a run, on its MLflow run."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,18 @@ class PipelineRun:
 
 
 def open_run(
-    home: Path, *, experiment: str, run_name: str, spec_json: str, known: str | None
+    home: Path,
+    *,
+    experiment: str,
+    run_name: str,
+    spec_json: str,
+    known: str | None,
+    kfp_run_id: str | None = None,
 ) -> PipelineRun:
-    """Attach to MLFLOW_RUN_ID if it is set, continue `known` if it is there, else open a run."""
+    """Attach to MLFLOW_RUN_ID if it is set, continue `known` if it is there, else open a run.
+
+    Raises ConfigError where this account may not write there, ServiceUnavailable.
+    """
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -55,14 +67,46 @@ def open_run(
             client.update_run(known, status="RUNNING")
             return PipelineRun(uri, experiment_id, known, ours=True)
         tags = {"mlflow.runName": run_name, "dpoflow.run_id": run_name}
+        tags |= {KFP_TAG: kfp_run_id} if kfp_run_id else {}
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         client.log_text(run_id, spec_json, "spec.json")
     except MlflowException as error:
+        if error.error_code == "PERMISSION_DENIED" or "error code 403" in error.message:
+            who = os.environ.get("MLFLOW_TRACKING_USERNAME") or "this account"
+            raise ConfigError(
+                f"{who} may not write to the experiment {experiment} of MLflow at {public(uri)}, "
+                "which somebody else made; give it EDIT there, or the spec another name"
+            ) from None
         raise ServiceUnavailable(
             f"MLflow at {public(uri)} did not accept the run ({quoted(error.message, uri)}); "
             "check MLFLOW_TRACKING_URI and try again"
         ) from error
     return PipelineRun(uri, experiment_id, run_id, ours=True)
+
+
+def run_of(kfp_run_id: str, experiment: str) -> PipelineRun | None:
+    """The run that the first task of a run on a cluster opened; None before it has.
+
+    Raises ServiceUnavailable.
+    """
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri, client = os.environ["MLFLOW_TRACKING_URI"], MlflowClient()
+    try:
+        within = client.get_experiment_by_name(experiment)
+        wanted = f"tags.`{KFP_TAG}` = '{kfp_run_id}'"
+        found = client.search_runs([within.experiment_id], wanted) if within else []
+    except MlflowException as error:
+        raise ServiceUnavailable(
+            f"MLflow at {public(uri)} did not tell of the run ({quoted(error.message, uri)})"
+        ) from error
+    return (
+        PipelineRun(uri, found[0].info.experiment_id, found[0].info.run_id, False)
+        if found
+        else None
+    )
 
 
 def message_of(run_id: str) -> str:

@@ -10,13 +10,14 @@ The same command again goes on where it was cut off: a run that Kubeflow has tak
 nonce in its parameters, and not made twice.
 """
 
+import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 from ruamel.yaml import YAML
@@ -24,23 +25,27 @@ from ruamel.yaml import YAML
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import BY_NAME, ConfigError, DpoflowError, ServiceUnavailable
 from dpoflow.contracts.results import TaskState
-from dpoflow.contracts.spec import REGISTRY, RunnableName, Spec
+from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.kfp_api import KfpApi, named
 from dpoflow_pipelines.backends.laptop import TaskFailed, task_names
 from dpoflow_pipelines.images_lock import is_pinned
-from dpoflow_pipelines.placement import TASK_LABEL, placed_for
+from dpoflow_pipelines.placement import TASK_LABEL, placed_for, wanted
 from dpoflow_pipelines.run import compile_to, submit_to_team
 from dpoflow_pipelines.runs import IR, Run, claim_run, memory
 
+if TYPE_CHECKING:
+    from dpoflow.tracking.pipeline_run import PipelineRun
+
 BACKEND = "cluster"
-ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+ENDED = {"SUCCEEDED", "FAILED", "CANCELING", "CANCELED", "SKIPPED"}
+"""A run that is being ended begins nothing any more: another one goes on from its state."""
 _STATES: dict[str, TaskState] = {
     "PENDING": "PENDING",
     "RUNNING": "RUNNING",
     "PAUSED": "RUNNING",
-    "CANCELING": "RUNNING",
+    "CANCELING": "FAILED",
     "SUCCEEDED": "SUCCEEDED",
     "SKIPPED": "SKIPPED",  # by the cache, or by what a retraining decided: Kubeflow tells no more
     "FAILED": "FAILED",
@@ -70,7 +75,7 @@ class OnCluster:
 
 
 def compiled_for(
-    spec: Spec, path: Path, pipeline: RunnableName, images: Mapping[str, str]
+    spec: Spec, path: Path, pipeline: PipelineName, images: Mapping[str, str]
 ) -> list[str]:
     """Compile the DAG for the spec's placement; gives its images. Raises ConfigError."""
     _check_paths(spec)
@@ -95,14 +100,13 @@ def _check_paths(spec: Spec) -> None:
     """Whether pods can see what the spec names: this machine's files are not among it."""
     pinned, placed = spec.snapshot, placed_for(spec)
     seen = [placed.state_path]
-    for layer in (placed.default, placed.snapshot):
-        seen += [volume.path for volume in layer.volumes or ()]
+    seen += [volume.path for volume in wanted(placed, "snapshot").volumes or ()]
     sources = (*pinned.sources, *pinned.replay, *pinned.evaluation_sets, *pinned.answers)
     models = (pinned.model, pinned.init, pinned.reference, pinned.champion, *pinned.judges)
     for uri in (*(source.uri for source in sources), *models):
         if uri is None or "://" in uri or uri.startswith(REGISTRY):
             continue
-        if not any(Path(uri).is_relative_to(path) for path in seen):
+        if not any(Path(os.path.normpath(uri)).is_relative_to(path) for path in seen):
             raise ConfigError(
                 f"{uri} is a path of this machine, and pods see {', '.join(seen)}; put it there, "
                 "on s3:// or https://, or mount its volume with placement.snapshot.volumes"
@@ -188,26 +192,12 @@ def runtime_config(api: KfpApi, spec: Spec, pipeline: RunnableName, submitted: s
 
 
 def _told(spec: Spec, run: Run) -> Submitted:
-    """What the first task is told. The MLflow run is opened here where MLflow can be reached."""
-    submission, opened = None, None
-    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
-        from dpoflow.tracking.pipeline_run import open_run
-
-        submission = submit_to_team(spec, run)
-        opened = open_run(
-            run.home,
-            experiment=spec.name,
-            run_name=run.run_id,
-            spec_json=canonical_json(spec),
-            known=run.memory().get("mlflow_run_id"),
-        )
-        run.remember(mlflow_run_id=opened.run_id, mlflow_experiment_id=opened.experiment_id)
+    """What the first task is told, which opens the MLflow run in the pipeline's own name."""
     return Submitted(
         name=run.run_id,
         nonce=run.memory()["nonce"],
         spec=spec,
-        mlflow_run_id=opened.run_id if opened else None,
-        submission=submission,
+        submission=submit_to_team(spec, run),
     )
 
 
@@ -345,10 +335,23 @@ def link_of(endpoint: str, kfp_run_id: str) -> str:
 def _mlflow_link(known: Mapping[str, str]) -> str:
     from dpoflow.tracking.settings import public
 
-    uri = public(os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
-    if not uri.startswith("http") or "mlflow_run_id" not in known:
+    found = _in_mlflow(known)
+    if found is None:
         return ""
-    return f"{uri}/#/experiments/{known['mlflow_experiment_id']}/runs/{known['mlflow_run_id']}"
+    place = public(found.tracking_uri).rstrip("/")
+    return f"{place}/#/experiments/{found.experiment_id}/runs/{found.run_id}"
+
+
+def _in_mlflow(known: Mapping[str, str]) -> "PipelineRun | None":
+    """The run's figures, where its first task has begun and MLflow can be reached from here."""
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        return None
+    from dpoflow.tracking.pipeline_run import run_of
+
+    try:
+        return run_of(known["kfp_run_id"], json.loads(known["spec"])["name"])
+    except ServiceUnavailable:
+        return None  # Kubeflow's own words do
 
 
 # ---------------------------------------------------------------- watch
@@ -437,9 +440,9 @@ def await_end(
 
 def _cause(folder: Path, state: str, said: str) -> DpoflowError:
     """In the step's own words, which the run's last task leaves in MLflow; else in Kubeflow's."""
-    if state == "CANCELED":
+    if state in ("CANCELING", "CANCELED"):
         return RunFailed("the run was cancelled; the same command continues it")
-    name, _, rest = _in_mlflow(memory(folder).get("mlflow_run_id")).partition(": ")
+    name, _, rest = _told_in_mlflow(folder).partition(": ")
     kind, _, text = rest.partition(": ")
     if kind in BY_NAME:
         return BY_NAME[kind](f"{name}: {text}")
@@ -447,15 +450,14 @@ def _cause(folder: Path, state: str, said: str) -> DpoflowError:
     return RunFailed(f"{said or f'the run ended as {state}'}; {logs}")
 
 
-def _in_mlflow(run_id: str | None) -> str:
-    if not run_id or not os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
+def _told_in_mlflow(folder: Path) -> str:
     from dpoflow.tracking.pipeline_run import message_of
 
+    found = _in_mlflow(memory(folder))
     try:
-        return message_of(run_id)
+        return message_of(found.run_id) if found else ""
     except ServiceUnavailable:
-        return ""  # the cluster's own words do
+        return ""
 
 
 # ---------------------------------------------------------------- stop, and read

@@ -209,8 +209,12 @@ def _may_still_end(seal: Seal | None, who: Who, facts: Facts) -> bool:
     """The step that recorded the version tells its own end in the run; then that rests, too."""
     if seal is None or not seal.run or seal.sealed_by != who.user:
         return False
-    run = facts.run(seal.run)
-    return run is not None and run.status != "FINISHED"
+    return _goes_on(seal.run, facts)
+
+
+def _goes_on(run_id: str, facts: Facts) -> bool:
+    run = facts.run(run_id)
+    return run is not None and run.status in ("RUNNING", "SCHEDULED")
 
 
 @judge.register
@@ -418,6 +422,8 @@ def _fault(version: VersionFacts, submission: bk.Submission, world: World) -> st
         return "it was evaluated by other rules than its submission names"
     if world.facts.aliases(version.name).get(CHAMPION) == version.version:
         return "it is champion already"
+    if version.run_id and _goes_on(version.run_id, world.facts):  # its figures may change
+        return "the run that recorded it still goes on; approve it once that has ended"
     return None
 
 
