@@ -20,7 +20,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
-from ruamel.yaml import YAML
+import yaml
 
 Answer = tuple[int, Any]
 CUT = 0
@@ -174,7 +174,7 @@ class FakeKfp:
             b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body
         )
         (part,) = message.get_payload()
-        documents = list(YAML(typ="safe").load_all(part.get_payload(decode=True).decode()))
+        documents = list(yaml.load_all(part.get_payload(decode=True), Loader=yaml.CSafeLoader))
         pipeline, name = query["pipelineid"], query["name"]
         if pipeline not in self.stored["pipelines"]:
             return 404, {"code": 5, "message": "Pipeline not found."}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from kfp import compiler, dsl
-from ruamel.yaml import YAML
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import PipelineName
+from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.laptop import (
     TaskFailed,
     not_to_run,
@@ -32,7 +32,7 @@ NAMES = tuple(STEPS)
 
 
 def documents(path: Path) -> list[Any]:
-    return list(YAML(typ="safe").load_all(path.read_text("utf-8")))
+    return list(read_ir(path))
 
 
 Compiled = Mapping[PipelineName, Path]

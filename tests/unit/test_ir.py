@@ -10,12 +10,12 @@ import pytest
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
-from ruamel.yaml import YAML
 
 from dpoflow.contracts.placement import PlacementConfig
 from dpoflow.contracts.spec import PipelineName, Spec
 from dpoflow.contracts.spec_file import load_spec
 from dpoflow.images import CPU, GPU
+from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.placement import placed_for
 from dpoflow_pipelines.run import compile_to
 
@@ -66,7 +66,7 @@ class Ir(NamedTuple):
 def compiled(folder: Path, dag: PipelineName, placement: PlacementConfig) -> Ir:
     path = folder / "ir.yaml"
     compile_to(path, dag, placement, LOCK)
-    return Ir(*YAML(typ="safe").load_all(path.read_text("utf-8")))
+    return Ir(*read_ir(path))
 
 
 # ---------------------------------------------------------------- the rules

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 from tests.fakes.kfp_api import CUT, FakeKfp, times
 from tests.fakes.kubernetes_objects import FakeObjects
 from typer.testing import CliRunner, Result
@@ -19,6 +18,7 @@ from dpoflow.images import CPU, GPU
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends import cluster
 from dpoflow_pipelines.backends.cluster import OnCluster, await_end, cancel, compiled_for, submit
+from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.kfp_api import ATTEMPTS, KfpApi
 from dpoflow_pipelines.cli import app
 from dpoflow_pipelines.images_lock import read_lock
@@ -144,7 +144,7 @@ def test_a_tasks_volumes_stand_beside_the_defaults(tmp_path: Path) -> None:
 
     compiled_for(spec, tmp_path / "ir.yaml", "align", LOCK)
 
-    platforms = list(YAML(typ="safe").load_all((tmp_path / "ir.yaml").read_text("utf-8")))[1]
+    platforms = read_ir(tmp_path / "ir.yaml")[1]
     mounts = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-snapshot"]
     paths = {each["mountPath"] for each in mounts["pvcMount"]}
     assert paths == {"/state", "/models", "/corpora"}
@@ -164,7 +164,7 @@ def test_the_promoters_pipeline_has_the_promoters_account_and_no_other(tmp_path:
     done = CliRunner().invoke(app, words, catch_exceptions=False)
 
     assert LOCK[CPU] in done.output
-    dag, platforms = YAML(typ="safe").load_all(ir.read_text("utf-8"))
+    dag, platforms = read_ir(ir)
     pod = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-promote"]
     (container,) = [each["container"] for each in dag["deploymentSpec"]["executors"].values()]
     assert {each["secretName"] for each in pod["secretAsEnv"]} == {"dpoflow-promoter"}

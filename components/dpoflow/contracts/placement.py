@@ -155,7 +155,7 @@ class PlacementConfig(Contract):
     state_claim: ObjectName = "dpoflow-state"
     """The PersistentVolumeClaim that all tasks share: checkpoints, models, records."""
     state_path: MountPath = "/state"
-    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow:5000", min_length=1)
+    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow.svc:5000", min_length=1)
     """The MLflow server, as pods reach it."""
     secrets: SecretNames = SecretNames()
     images: Literal["digest", "tag"] = "digest"

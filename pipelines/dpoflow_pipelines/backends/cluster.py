@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from google.protobuf import json_format
-from ruamel.yaml import YAML
 
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import BY_NAME, ConfigError, DpoflowError, ServiceUnavailable
@@ -28,6 +27,7 @@ from dpoflow.contracts.results import TaskState
 from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.state.step import TaskRecord
+from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.kfp_api import KfpApi, named
 from dpoflow_pipelines.backends.laptop import TaskFailed, task_names
 from dpoflow_pipelines.images_lock import is_pinned
@@ -91,7 +91,7 @@ def compiled_for(
 
 
 def _images(ir: Path) -> Iterator[str]:
-    spec = next(iter(YAML(typ="safe").load_all(ir.read_text("utf-8"))))
+    spec = read_ir(ir)[0]
     for executor in spec["deploymentSpec"]["executors"].values():
         yield str(executor["container"]["image"])
 
@@ -295,7 +295,7 @@ def _pipeline(api: KfpApi, name: str) -> str:
 
 def version_of(ir: Path) -> tuple[str, str, list[dict[str, Any]]]:
     """Name of a compiled DAG, name of its version, and its two documents."""
-    documents = list(YAML(typ="safe").load_all(ir.read_text("utf-8")))
+    documents = read_ir(ir)
     name = str(documents[0]["pipelineInfo"]["name"])
     return name, f"{name}-{sha256_json(documents)[:12]}", documents
 

@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.state.step import TaskRecord
 from dpoflow.state.surroundings import RUN_DIR
+from dpoflow_pipelines.backends.ir import read_ir
 
 ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -44,7 +43,7 @@ class TaskFailed(DpoflowError):
 
 def task_names(ir: Path) -> list[str]:
     """Every task of the DAG that runs code, in the order in which a person would read them."""
-    return [name for name, _ in _walk(_spec_of(ir))]
+    return [name for name, _ in _walk(read_ir(ir)[0])]
 
 
 def not_to_run(ir: Path, records: Mapping[str, TaskRecord]) -> set[str]:
@@ -55,14 +54,9 @@ def not_to_run(ir: Path, records: Mapping[str, TaskRecord]) -> set[str]:
     """
     return {
         name
-        for name, branches in _walk(_spec_of(ir))
+        for name, branches in _walk(read_ir(ir)[0])
         if any(_is_ruled_out(branch, records) for branch in branches)
     }
-
-
-def _spec_of(ir: Path) -> dict[str, Any]:
-    spec: dict[str, Any] = next(iter(YAML(typ="safe").load_all(ir.read_text("utf-8"))))
-    return spec
 
 
 def _walk(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[dict[str, Any], ...]]]:
