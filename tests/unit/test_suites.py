@@ -174,6 +174,28 @@ def test_answers_that_lack_one_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "question", "answer"),
+    [
+        ("instructions", {"instruction": "a"}, {"instruction": "a", "output": "first"}),
+        ("mt_bench", {"question_id": 1, "turns": ["a", "b"]},
+         {"question_id": 1, "choices": [{"turns": ["first", "then"]}]}),
+    ],
+)  # fmt: skip
+def test_two_answers_to_one_question_are_refused_with_their_rows(
+    tmp_path: Path, kind: str, question: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    evaluation = Evaluation(tmp_path)
+    other = json.loads(json.dumps(answer).replace("first", "second"))
+    told = lines(tmp_path / "a.jsonl", answer, other)
+    evaluation.suite(kind, lines(tmp_path / "q.jsonl", question), told)
+
+    with pytest.raises(DataRejected, match="leave one of them out") as refused:
+        evaluation.read_suites()
+
+    assert re.search(r"a\.jsonl.*2 answers question .*a\.jsonl.*1 answers", str(refused.value))
+
+
+@pytest.mark.parametrize(
     ("knobs", "what"),
     [
         ({"suites": [{"name": "a", "kind": "mt_bench"}]}, "takes a model that marks"),
