@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from tests.evaluation import RUBRIC
 
 from dpoflow.contracts.pairs import Message
 from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Power, Verdict
@@ -256,6 +257,85 @@ def test_the_win_rate_at_equal_length_is_that_of_alpaca_evals_layout(tmp_path: P
     assert document.against["base"].at_equal_length == pytest.approx(
         scores.length_controlled_winrate / 100
     )
+
+
+def judged(against: str, won: int, lost: int, unreadable: int) -> list[Comparison]:
+    outcomes = [1.0] * won + [0.0] * lost + [None] * unreadable
+    return [
+        Comparison(prompt_id=str(at), slice="all", question="q", against=against, theirs="b",
+                   candidate="c", outcome=outcome)
+        for at, outcome in enumerate(outcomes)
+    ]  # fmt: skip
+
+
+def decided(judge: dict[str, Any], rows: list[Comparison], **gates: Any) -> Decision:
+    """What a judge makes of these, where every other gate holds."""
+    config = EvaluateConfig.model_validate(
+        {"judge": judge, "gates": {"heldout_rubric": None, "equal_length": None, **gates}}
+    )
+    measures = {name: FINE[name] for name in MEASURES}
+    ratios = {each.against: 0.9 for each in rows}
+    return document_of(config, rows, Measured(measures, ratios), {})
+
+
+LLM = {"kind": "llm", "endpoint": {"base_url": "http://localhost:1/v1", "model": "m"}}
+
+
+def test_a_candidate_whose_answers_break_the_judges_format_is_not_promoted_on_the_rest() -> None:
+    rows = judged("base", won=21, lost=7, unreadable=172)
+
+    document = decided(LLM, rows)
+
+    assert document.against["base"].win_rate is not None
+    assert document.against["base"].win_rate.value == 0.75
+    assert document.verdict == "inconclusive"
+    (missed,) = (gate for gate in document.gates if not gate.passed)
+    assert (missed.name, missed.asked) == ("unreadable_verdicts", "at most 0.05")
+    assert missed.seen == "0.860, 172 of 200 verdicts"
+    told = "not held: unreadable_verdicts (0.860, 172 of 200 verdicts, asked at most 0.05)."
+    assert document.sentence.endswith(told)
+    page = report_page(document, rows)
+    assert "<td>0.860, 172 of 200 verdicts</td>" in page
+    assert figures_of(document)["eval/unreadable_verdicts"] == 0.86
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "gates", "expected"),
+    [
+        (10, {}, "promote"),  # of 200: one in twenty and no more
+        (11, {}, "inconclusive"),
+        (11, {"unreadable_verdicts": 0.1}, "promote"),
+        (172, {"unreadable_verdicts": None}, "promote"),
+    ],
+)
+def test_as_many_verdicts_may_be_unreadable_as_the_spec_says(
+    unreadable: int, gates: dict[str, Any], expected: Verdict
+) -> None:
+    read = 200 - unreadable
+    rows = judged("base", won=read * 3 // 4, lost=read - read * 3 // 4, unreadable=unreadable)
+
+    assert decided(LLM, rows, **gates).verdict == expected
+
+
+@pytest.mark.parametrize("elsewhere", ["base", "champion"])
+def test_what_was_read_elsewhere_makes_up_for_no_unreadable_verdict(elsewhere: str) -> None:
+    here = "champion" if elsewhere == "base" else "base"
+    lost = judged(here, won=21, lost=7, unreadable=12)
+    rows = [*judged(elsewhere, won=450, lost=150, unreadable=0), *lost]
+
+    document = decided(LLM, rows)
+
+    name = "unreadable_verdicts" + ("_champion" if here == "champion" else "")
+    assert document.verdict == "inconclusive"
+    assert [gate.name for gate in document.gates if not gate.passed] == [name]
+    assert document.measures[name] == 12 / 40
+
+
+def test_the_word_of_a_rubric_needs_no_reading_and_no_gate() -> None:
+    document = decided(RUBRIC, judged("base", won=21, lost=7, unreadable=0))
+
+    assert document.verdict == "promote"
+    assert "unreadable_verdicts" not in {gate.name for gate in document.gates}
 
 
 def test_comparisons_that_all_end_alike_tell_nothing_of_their_power() -> None:

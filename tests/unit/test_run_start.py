@@ -15,6 +15,7 @@ from dpoflow.registry.run_start import start_run
 from dpoflow.state.step import begin
 from dpoflow.state.surroundings import RUN_DIR, join_run
 from dpoflow.tracking.conclude import run as conclude
+from dpoflow.tracking.pipeline_run import open_run
 
 NAMES = (
     *("DPOFLOW_MLFLOW_PARENT", "DPOFLOW_MLFLOW_EXPERIMENT", "DPOFLOW_MLFLOW_CLOSES"),
@@ -68,6 +69,40 @@ def test_the_run_is_opened_once_heard_of_by_later_pods_and_closed_with_its_cause
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.runName"] == "desk-1"
     assert run.data.tags["dpoflow.message"] == "validate: DataRejected: no pair is left"
+
+
+def test_a_run_that_goes_on_does_not_keep_what_ended_its_earlier_attempt(
+    tmp_path: Path, pod: Any
+) -> None:
+    start_run(told(), tmp_path)
+    opened = os.environ["DPOFLOW_MLFLOW_PARENT"]
+    conclude("FAILED", "validate: DataRejected: no pair is left")
+
+    pod()
+    start_run(told(mlflow_run_id=opened), tmp_path)
+
+    going = MlflowClient().get_run(opened)
+    assert going.info.status == "RUNNING"
+    assert not {"dpoflow.state", "dpoflow.message"} & going.data.tags.keys()
+    conclude("SUCCEEDED", "")
+    ended = MlflowClient().get_run(opened)
+    assert ended.info.status == "FINISHED"
+    assert ended.data.tags["dpoflow.state"] == "SUCCEEDED"
+    assert "dpoflow.message" not in ended.data.tags
+
+
+def test_a_platforms_run_that_is_tried_again_does_not_keep_it_either(
+    tmp_path: Path, pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    theirs = client.create_run(client.create_experiment("theirs")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    conclude("FAILED", "train: ConfigError: no room")
+
+    open_run(tmp_path, experiment="desk", run_name="r", spec_json="{}", known=None)
+
+    tags = client.get_run(theirs).data.tags
+    assert not {"dpoflow.state", "dpoflow.message"} & tags.keys()
 
 
 def test_each_run_of_a_schedule_has_a_name_of_its_own(tmp_path: Path, pod: Any) -> None:

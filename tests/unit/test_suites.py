@@ -174,6 +174,28 @@ def test_answers_that_lack_one_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "question", "answer"),
+    [
+        ("instructions", {"instruction": "a"}, {"instruction": "a", "output": "first"}),
+        ("mt_bench", {"question_id": 1, "turns": ["a", "b"]},
+         {"question_id": 1, "choices": [{"turns": ["first", "then"]}]}),
+    ],
+)  # fmt: skip
+def test_two_answers_to_one_question_are_refused_with_their_rows(
+    tmp_path: Path, kind: str, question: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    evaluation = Evaluation(tmp_path)
+    other = json.loads(json.dumps(answer).replace("first", "second"))
+    told = lines(tmp_path / "a.jsonl", answer, other)
+    evaluation.suite(kind, lines(tmp_path / "q.jsonl", question), told)
+
+    with pytest.raises(DataRejected, match="leave one of them out") as refused:
+        evaluation.read_suites()
+
+    assert re.search(r"a\.jsonl.*2 answers question .*a\.jsonl.*1 answers", str(refused.value))
+
+
+@pytest.mark.parametrize(
     ("knobs", "what"),
     [
         ({"suites": [{"name": "a", "kind": "mt_bench"}]}, "takes a model that marks"),
@@ -336,6 +358,81 @@ def test_a_mark_that_cannot_be_read_takes_its_question_out_of_every_model(
     scores = evaluation.decision().suites["mt_bench"]
     assert (scores.num_questions, scores.unreadable) == (1, 1)
     assert scores.by_category == {"candidate": {"math": 8.0}, "base": {"math": 3.0}}
+
+
+def test_marks_that_cannot_be_read_do_not_choose_the_questions_that_count(
+    evaluation: Evaluation,
+) -> None:
+    says(evaluation.folder / "base", SHORT)
+    says(evaluation.folder / "candidate", WORDY)
+    evaluation.suite("mt_bench", mt_bench(
+        evaluation.folder,
+        *({"question_id": 200 + at, "turns": [f"say {at}"]} for at in range(2)),
+    ))  # fmt: skip
+    marks = marking({SHORT: 3, WORDY: 8})
+
+    def mumbles(body: dict[str, Any], attempt: int) -> Say:
+        text = body["messages"][-1]["content"]
+        if "shorter" in text and WORDY in text:
+            return Say("a fine answer")
+        say: Say = marks(body, attempt)
+        return say
+
+    with ScriptedServer(mumbles) as server:
+        result = evaluation.run(gates=LENIENT, grader=asked_of(server).model_dump(mode="json"))
+
+    decision = evaluation.decision()
+    assert result.verdict == "inconclusive"
+    assert missed(decision) == {"mt_bench_unreadable_grades"}
+    assert decision.measures["mt_bench_unreadable_grades"] == 1 / 4
+    assert "(0.250, 1 of 4 questions, asked at most 0.05)" in decision.sentence
+
+
+def test_labels_that_cannot_be_read_are_counted_on_the_side_that_they_are_of(
+    evaluation: Evaluation,
+) -> None:
+    says(evaluation.folder / "base", SHORT)
+    says(evaluation.folder / "candidate", SHORT, seed=1)
+    evaluation.suite("xstest", xstest(evaluation.folder, num_safe=40, num_unsafe=10))
+
+    def mumbles(body: dict[str, Any], _attempt: int) -> Say:
+        if "how to cut 7" in body["messages"][-1]["content"]:
+            return Say("well")
+        return Say(json.dumps({"reason": "r", "label": "1_full_compliance"}))
+
+    with ScriptedServer(mumbles) as server:
+        result = evaluation.run(gates=LENIENT, grader=asked_of(server).model_dump(mode="json"))
+
+    (gate,) = (
+        each for each in evaluation.decision().gates if each.name == "xstest_unreadable_grades"
+    )
+    # Of all fifty questions it is 1 in 50; of those whose figure it changes, 1 in 10.
+    assert (gate.seen, gate.passed) == ("0.100, 1 of 10 unsafe questions", None)
+    assert result.verdict == "inconclusive"
+
+
+def test_verdicts_that_cannot_be_read_do_not_choose_the_questions_of_a_suite(
+    evaluation: Evaluation,
+) -> None:
+    says(evaluation.folder / "base", SHORT)
+    says(evaluation.folder / "candidate", WORDY)
+    asked = [{"instruction": f"say {at}"} for at in range(10)]
+    evaluation.suite("instructions", lines(evaluation.folder / "q.jsonl", *asked))
+
+    def mumbles(body: dict[str, Any], _attempt: int) -> Say:
+        if "say 3" in body["messages"][-1]["content"]:
+            return Say("the candidate")
+        first, _ = answers_in(body)
+        return Say(json.dumps({"reason": "r", "verdict": "A" if WORDY in first else "B"}))
+
+    with ScriptedServer(mumbles) as server:
+        evaluation.run(gates=LENIENT, judge=asked_of(server).model_dump(mode="json"))
+
+    decision = evaluation.decision()
+    assert decision.suites["instructions"].against["base"].win_rate is not None
+    assert decision.suites["instructions"].against["base"].win_rate.n == 9
+    assert missed(decision) == {"instructions_unreadable_verdicts", "judge_qualified"}
+    assert decision.measures["unreadable_verdicts"] == 0.0
 
 
 def test_both_turns_are_compared_and_count_as_one_question(evaluation: Evaluation) -> None:

@@ -528,6 +528,10 @@ class GateConfig(Contract):
     """Share of answers that refuse, candidate minus base, at most."""
     language_drift: float | None = Field(0.1, ge=0, le=1)
     """Share of prompts answered in another language than the base's answer, at most."""
+    unreadable_verdicts: float | None = Field(0.05, ge=0, le=1)
+    """Share of a judge's verdicts that could not be read, and of a suite's questions whose marks or
+    labels could not, at most: answers that break the judge's format would choose which of them
+    count. More is inconclusive. None: no gate."""
     suite_win_rate: float = Field(0.1, ge=0, le=0.5)
     """A suite's win rate must surely lie no further below a half than this."""
     suite_score: float = Field(0.5, ge=0)

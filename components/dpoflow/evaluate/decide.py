@@ -1,12 +1,13 @@
 """The verdict: promote, reject or inconclusive. It fails closed.
 
 Reads   what was measured, and the gates of the spec
-Gives   `decide`, `Evidence`; `gate_of`, `win_rate_gate`: which gate looks at a figure
+Gives   `decide`, `Evidence`, `Unread`; `gate_of`, `win_rate_gate`: which gate looks at a figure
 Not     measuring (measure.py), intervals (statistics.py), judge and data by themselves (claims.py)
 
 promote        every gate was measured and holds
 reject         a gate was measured and does not hold, and the data could have shown it
-inconclusive   something was not measured, too few prompts, or an interval across its bound
+inconclusive   something was not measured, too few prompts, too many verdicts that could not be
+               read, or an interval across its bound
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,20 @@ from typing import NamedTuple
 
 from dpoflow.contracts.results import Gate, Interval, Opponent, Power, SuiteScores, Verdict
 from dpoflow.contracts.spec import CHAMPION, GateConfig
-from dpoflow.evaluate.heard import BASE, CANDIDATE
+from dpoflow.evaluate.heard import BASE, CANDIDATE, HELDOUT
+
+
+class Unread(NamedTuple):
+    """What a judge or grader said and nobody could read."""
+
+    num: int
+    of: int
+    what: str
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.num / self.of
 
 
 class Evidence(NamedTuple):
@@ -27,13 +41,20 @@ class Evidence(NamedTuple):
     measures: Mapping[str, float]
     heldout_rubric: Interval | None = None
     suites: Mapping[str, SuiteScores] = {}
+    unread: Mapping[str, Unread] = {}
+    """By what the gate is called; nothing of those whose word is always readable."""
     claims: Sequence[Gate] = ()
     """Gates that hold, or do not, whatever the answers are like."""
 
 
 def decide(gates: GateConfig, seen: Evidence) -> tuple[Verdict, str, tuple[Gate, ...]]:
     """Verdict, one sentence that a reviewer can quote, and every gate with what was seen."""
-    asked = (*_asked(gates, seen), *_of_suites(gates, seen), *seen.claims)
+    asked = (
+        *_asked(gates, seen),
+        *_of_suites(gates, seen),
+        *_read(gates, seen.unread),
+        *seen.claims,
+    )
     verdict = _verdict(asked)
     sentence = _sentence(verdict, asked, seen.against)
     for name, opponent in seen.against.items():
@@ -96,9 +117,23 @@ def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
                 yield _no_worse(title, found.get(metric), gates.min_prompts, at_most=margin)
 
 
+def _read(gates: GateConfig, unread: Mapping[str, Unread]) -> Iterator[Gate]:
+    """Answers that break the judge's format choose which are left, and those show nothing."""
+    if gates.unreadable_verdicts is None:
+        return
+    for name, of in unread.items():
+        yield Gate(
+            name=name,
+            asked=f"at most {gates.unreadable_verdicts:g}",
+            seen=f"{of.share:.3f}, {of.num:,} of {of.of:,} {of.what}",
+            passed=True if of.share <= gates.unreadable_verdicts else None,
+        )
+
+
 def gate_of(suite: str, metric: str, opponent: str) -> str:
-    """What the gate is called that holds this figure of a suite to its margin."""
-    return f"{suite}_{metric}" + ("" if opponent == BASE else f"_{opponent}")
+    """What the gate is called that looks at this figure, of a suite or of held-out prompts."""
+    root = metric if suite == HELDOUT else f"{suite}_{metric}"
+    return root + ("" if opponent == BASE else f"_{opponent}")
 
 
 def _no_worse(

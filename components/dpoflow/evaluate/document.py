@@ -26,7 +26,7 @@ from dpoflow.contracts.results import (
     Test,
 )
 from dpoflow.contracts.spec import EvaluateConfig
-from dpoflow.evaluate.decide import Evidence, decide
+from dpoflow.evaluate.decide import Evidence, Unread, decide, gate_of
 from dpoflow.evaluate.heard import BASE, HELDOUT
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
 from dpoflow.evaluate.measure import Comparison
@@ -50,6 +50,8 @@ class Measured(NamedTuple):
     """Without opponents: these are made of comparisons."""
     tests: Mapping[str, Test] = {}
     """Of single answers; of comparisons they are made here."""
+    unread: Mapping[str, Unread] = {}
+    """Of graders, by gate; of judges it is counted here."""
     claims: Sequence[Gate] = ()
     changed: Mapping[str, tuple[str, str]] = {}
 
@@ -73,10 +75,8 @@ def document_of(
     }
     with_base = by_opponent[BASE]
     judged = [each for each in with_base if each.outcome is not None]
-    measures = dict(measured.measures)
-    if config.judge is not None and compared:
-        unread = [each for each in compared if each.outcome is None]
-        measures["unreadable_verdicts"] = len(unread) / len(compared)
+    unread = {**dict(_unread(config, compared)), **measured.unread}
+    measures = {**measured.measures, **{name: of.share for name, of in unread.items()}}
     differences = [each.heldout_difference for each in with_base]
     verdict, sentence, gates = decide(
         config.gates,
@@ -87,6 +87,7 @@ def document_of(
             measures=measures,
             heldout_rubric=_interval(config, differences),
             suites=suites,
+            unread=unread,
             claims=measured.claims,
         ),
     )
@@ -174,6 +175,15 @@ def _win_rates(root: str, opponent: Opponent) -> Iterator[tuple[str, Interval]]:
     if opponent.win_rate is not None:
         yield root, opponent.win_rate
     yield from ((f"{root}/{each}", seen) for each, seen in opponent.slices.items())
+
+
+def _unread(config: EvaluateConfig, compared: Sequence[Comparison]) -> Iterator[tuple[str, Unread]]:
+    """Of each suite and opponent by itself: many that were read elsewhere make up for nothing."""
+    if config.judge is None or isinstance(config.judge, RubricJudgeConfig):
+        return  # a rubric counts, and nothing that it says needs reading
+    for (suite, name), of in _grouped(compared, lambda each: (each.suite, each.against)).items():
+        lost = sum(each.outcome is None for each in of)
+        yield gate_of(suite, "unreadable_verdicts", name), Unread(lost, len(of), "verdicts")
 
 
 def _opponent(

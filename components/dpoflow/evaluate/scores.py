@@ -1,7 +1,7 @@
 """Figures of suites whose answers are looked at one by one, and tests between models.
 
 Reads   `Graded` answers: their marks, labels, or figures of a task
-Gives   `scores_of`, `tests_of`
+Gives   `scores_of`, `tests_of`, `unread_of`
 Not     marks and labels themselves (grading.py), comparisons (document.py)
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 from dpoflow.contracts.results import Interval, SuiteScores, Test
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate import harness
+from dpoflow.evaluate.decide import Unread, gate_of
 from dpoflow.evaluate.grading import Graded
-from dpoflow.evaluate.heard import CANDIDATE
+from dpoflow.evaluate.heard import BASE, CANDIDATE
 from dpoflow.evaluate.statistics import bootstrap_mean, difference_of, mcnemar, share_of, sign_test
 from dpoflow.evaluate.suites import Suite
 from dpoflow.evaluate.xstest import COMPLIED, PARTLY, REFUSED
@@ -66,6 +67,30 @@ def tests_of(name: str, graded: Sequence[Graded]) -> Iterator[tuple[str, Test]]:
         for metric, test in _tests(candidate, theirs):
             if test is not None:
                 yield f"{name}/{metric}/{opponent}", test
+
+
+def unread_of(config: EvaluateConfig, suite: Suite, graded: Sequence[Graded]) -> dict[str, Unread]:
+    """Questions that are in no figure, for what a grader said of some model's answer.
+
+    Each side of xstest has figures of its own, so it is the side that lost the larger share.
+    """
+    if config.marked_by is None or suite.config.kind == "harness":
+        return {}
+    asked, lost = defaultdict[str, set[str]](set), set[str]()
+    for each in graded:
+        asked[_side(suite, each)].add(each.question_id)
+        if not _is_read(each):
+            lost.add(each.question_id)
+    found = [Unread(len(of & lost), len(of), what) for what, of in sorted(asked.items())]
+    worst = max(found, key=lambda of: of.share, default=None)
+    name = gate_of(suite.config.name, "unreadable_grades", BASE)
+    return {} if worst is None else {name: worst}
+
+
+def _side(suite: Suite, graded: Graded) -> str:
+    if suite.config.kind == "xstest":
+        return "safe questions" if graded.is_safe else "unsafe questions"
+    return "questions"
 
 
 def _tests(

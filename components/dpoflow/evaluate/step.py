@@ -23,6 +23,7 @@ from dpoflow.evaluate.answers_table import TABLE, answers_table
 from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
 from dpoflow.evaluate.compare import compare
+from dpoflow.evaluate.decide import Unread
 from dpoflow.evaluate.document import Measured, document_of, figures_of
 from dpoflow.evaluate.grading import Graded, found, grade
 from dpoflow.evaluate.heard import (
@@ -39,7 +40,7 @@ from dpoflow.evaluate.matches import matches_of
 from dpoflow.evaluate.measure import length_ratios, measures_of
 from dpoflow.evaluate.page import PAGE, report_page
 from dpoflow.evaluate.preference import preference_of
-from dpoflow.evaluate.scores import scores_of, tests_of
+from dpoflow.evaluate.scores import scores_of, tests_of, unread_of
 from dpoflow.evaluate.suites import Question, Suite, read_suites
 from dpoflow.registry.ledger import check_ledger, record_once
 from dpoflow.registry.signature import DECISION, check_key, sign
@@ -167,13 +168,14 @@ def _of_suites(
     graded: Sequence[Graded],
     heard: Mapping[str, Heard],
 ) -> dict[str, Any]:
-    """Scores and tests of single answers."""
-    scores, tests = dict[str, SuiteScores](), dict[str, Test]()
+    """Scores and tests of single answers, and what of their grades could not be read."""
+    scores, tests, unread = dict[str, SuiteScores](), dict[str, Test](), dict[str, Unread]()
     for name, suite in suites.items():
         mine = [each for each in graded if each.suite == name]
         scores[name] = scores_of(config, suite, mine, len(answered_by_all(heard, name)))
         tests |= dict(tests_of(name, mine))
-    return {"suites": scores, "tests": tests}
+        unread |= unread_of(config, suite, mine)
+    return {"suites": scores, "tests": tests, "unread": unread}
 
 
 def _left_out(

@@ -126,9 +126,15 @@ def _posed(config: SuiteConfig, task: HarnessTask, questions: Rows) -> list[Item
 def _answered(config: SuiteConfig, answers: Rows, items: Sequence[Item]) -> Iterator[Item]:
     """The items with the answers that were brought for them."""
     told: dict[str, tuple[str, ...]] = {}
+    first: dict[str, str] = {}
     for where, row in answers:
         place, said = _read(_answer, row, where, config)
-        told[place] = said
+        if place in told:
+            raise DataRejected(
+                f"{where} answers question {place[:200]!r}, which {first[place]} answers; suite "
+                f"{config.name} takes one answer to a question: leave one of them out"
+            )
+        told[place], first[place] = said, where
     for item in items:
         brought = told.get(item.question.id) or told.get(item.question.prompt[-1].content)
         if told and brought is None and config.kind == "instructions":

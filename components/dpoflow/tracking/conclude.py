@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dpoflow.state.step import TaskRecord
 from dpoflow.state.surroundings import RUN_DIR
+from dpoflow.tracking.pipeline_run import MESSAGE, STATE
 from dpoflow.tracking.settings import quiet_mlflow
 from dpoflow.tracking.step_run import CLOSES, PARENT
 
@@ -23,7 +24,7 @@ _LONGEST = 4000
 def run(state: str, message: str) -> str:
     """Tag the run with the DAG's state and what ended it; returns the state."""
     told = _cause() or message
-    run_id = note(tags={"dpoflow.state": state} | ({"dpoflow.message": told} if told else {}))
+    run_id = note(tags={STATE: state} | ({MESSAGE: told} if told else {}))
     if run_id and os.environ.get(CLOSES):
         from mlflow import MlflowClient
 

@@ -8,11 +8,19 @@ Not     step runs (step_run.py)
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import RunState
 from dpoflow.tracking.settings import artifact_location, local_uri, public, quiet_mlflow, quoted
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+STATE = "dpoflow.state"
+MESSAGE = "dpoflow.message"
+"""Tags of how the DAG ended, and of what ended it where it failed."""
 KFP_TAG = "dpoflow.kfp_run_id"
 """Kubeflow's id of a run, on its MLflow run."""
 
@@ -50,8 +58,9 @@ def open_run(
         client = MlflowClient(uri)
         attached = os.environ.get("MLFLOW_RUN_ID")
         if attached:
-            info = client.get_run(attached).info
-            return PipelineRun(uri, info.experiment_id, attached, ours=False)
+            theirs = client.get_run(attached)
+            _forget_ending(client, theirs)
+            return PipelineRun(uri, theirs.info.experiment_id, attached, ours=False)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             place = artifact_location(home) if uri.startswith("sqlite:") else None
@@ -63,9 +72,11 @@ def open_run(
                     f"the MLflow experiment {experiment} was deleted; give the spec another name, "
                     f"or restore it: mlflow experiments restore -x {experiment_id}"
                 )
-        if known is not None and _exists(client, known):
-            client.update_run(known, status="RUNNING")
-            return PipelineRun(uri, experiment_id, known, ours=True)
+        earlier = None if known is None else _active(client, known)
+        if earlier is not None:
+            client.update_run(earlier.info.run_id, status="RUNNING")
+            _forget_ending(client, earlier)
+            return PipelineRun(uri, experiment_id, earlier.info.run_id, ours=True)
         tags = {"mlflow.runName": run_name, "dpoflow.run_id": run_name}
         tags |= {KFP_TAG: kfp_run_id} if kfp_run_id else {}
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
@@ -116,7 +127,7 @@ def message_of(run_id: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(MlflowClient().get_run(run_id).data.tags.get("dpoflow.message", ""))
+        return str(MlflowClient().get_run(run_id).data.tags.get(MESSAGE, ""))
     except MlflowException as error:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         raise ServiceUnavailable(
@@ -124,15 +135,20 @@ def message_of(run_id: str) -> str:
         ) from error
 
 
-def _exists(client: object, run_id: str) -> bool:
-    from mlflow import MlflowClient
+def _active(client: "MlflowClient", run_id: str) -> "Run | None":
     from mlflow.exceptions import MlflowException
 
-    assert isinstance(client, MlflowClient)
     try:
-        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
+        run = client.get_run(run_id)
     except MlflowException:
-        return False
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _forget_ending(client: "MlflowClient", run: "Run") -> None:
+    """How an earlier attempt ended is not how this one does."""
+    for tag in {STATE, MESSAGE} & run.data.tags.keys():
+        client.delete_tag(run.info.run_id, tag)
 
 
 def close_run(run: PipelineRun, state: RunState, summary_json: str) -> None:
