@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,11 +153,12 @@ def _news(rows: Iterable[Row], known: Sequence[Path]) -> Iterator[Row]:
     if not known:
         yield from rows
         return
-    before = {row["id"]: row for path in known for row in _read(path)}
-    last = max((row["at"] for row in before.values()), default=0)
+    before, last = defaultdict[str, list[Row]](list), 0
+    for row in (row for path in known for row in _read(path)):
+        before[row["id"]].append(row)
+        last = max(last, row["at"])
     for row in rows:
-        old = before.get(row["id"])
-        if row["at"] > last if old is None else row != old:
+        if row not in before[row["id"]] if row["id"] in before else row["at"] > last:
             yield row
 
 
