@@ -12,6 +12,7 @@ import pytest
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract
+from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import write_parquet
 from dpoflow.contracts.spec import DecideConfig, SnapshotConfig, SourceConfig
 from dpoflow.decide.news import News, news_of
@@ -210,3 +211,30 @@ def test_an_older_row_that_changed_makes_no_newer_one_new_again(desk: Desk) -> N
     found = desk.news(third, second)
     assert found.ratings == 1
     assert (found.before.down, found.before.of) == (1, 1)  # of what the champion's night brought
+
+
+def test_a_schedule_goes_on_where_nobody_has_said_anything_and_a_person_is_told(
+    desk: Desk,
+) -> None:
+    pairs = desk.file("pairs.jsonl", "a")
+
+    pinned = desk.night(pairs)
+
+    assert [each.source for each in read_pinned(pinned)] == ["pairs.jsonl"]
+    assert any("no feedback called thumbs was given yet" in told for told in desk.said)
+    with pytest.raises(DataRejected, match="no feedback called thumbs was given yet"):
+        desk.night(pairs, unattended=False)
+
+
+def test_a_schedule_goes_on_where_all_that_it_heard_was_deleted(desk: Desk) -> None:
+    desk.thumb("one", at=1000)
+    desk.crown(desk.night())
+    desk.purge()
+    pairs = desk.file("pairs.jsonl", "a")
+
+    pinned = desk.night(pairs)
+
+    assert heard(pinned, "new") == set()
+    assert any("none that the champion's data hold is there any more" in told for told in desk.said)
+    with pytest.raises(DataRejected, match="is there any more"):
+        desk.night(pairs, unattended=False)
