@@ -218,7 +218,7 @@ def schedule_backfill(
     endpoint: Endpoint = None,
     namespace: Namespace = None,
 ) -> None:
-    """Run it once, if no run of it since then succeeded or goes on.
+    """Run it once, if no run of it goes on, nor succeeded that began since then.
 
     Once, however many were missed: each run takes all the data that there is.
     """

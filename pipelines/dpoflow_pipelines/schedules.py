@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from dpoflow.contracts.base import canonical_json, sha256_json
@@ -268,15 +269,15 @@ def trigger(api: KfpApi, name: str) -> str:
 
 
 def backfill(api: KfpApi, name: str, since: dt.datetime) -> str | None:
-    """A run, if the schedule had none since then that succeeded or goes on; else None.
+    """A run, if no run of this name goes on, nor succeeded that began since then; else None.
 
     One, however many were missed: each run takes all the data that there is.
     """
     found = _one(api, name)
     for each in _runs(api, found.experiment_id):
-        same = _submitted(each) == _submitted(found)
-        good = str(each.state) == "SUCCEEDED" or str(each.state) not in ENDED
-        if same and good and each.created_at is not None and each.created_at >= since:
+        late = each.created_at is not None and each.created_at >= since
+        done = late if str(each.state) == "SUCCEEDED" else str(each.state) not in ENDED
+        if done and _schedule_of(each) == name:
             return None
     return trigger(api, name)
 
@@ -311,6 +312,15 @@ def _delete(api: KfpApi, found: Any) -> None:
 def _submitted(found: Any) -> str:
     parameters = found.runtime_config.parameters if found.runtime_config else None
     return str((parameters or {}).get("submitted") or "")
+
+
+def _schedule_of(run: Any) -> str | None:
+    """The schedule that a run is of; its name, since all else changes when it is updated."""
+    try:
+        told = Submitted.model_validate_json(_submitted(run))
+    except ValidationError:  # somebody else's
+        return None
+    return told.name if told.scheduled else None
 
 
 def _cron(found: Any) -> str:

@@ -351,10 +351,13 @@ def crowned(team: Team, name: str, root: Path, folder: Path, tmp_path: Path) -> 
     """A version `name`@champion that rests on the data in `folder`."""
     from mlflow import MlflowClient
 
-    client, digest = MlflowClient(), folder.name
-    policy, decision = "1" * 64, "2" * 64
+    client, policy = MlflowClient(), tmp_path / "policy"
+    policy.mkdir()
+    made_of = {"data": folder.name}
+    trained = manifest.seal(policy, "train.policy", parents=made_of, config={}, code="0" * 64)
+    roots = {"policy": trained.digest, "decision": "2" * 64}
     evidence = Evidence(
-        roots={"policy": policy, "decision": decision}, manifests={digest: manifest.read(folder)}
+        roots=roots, manifests={trained.digest: trained, folder.name: manifest.read(folder)}
     )
     path = tmp_path / "evidence.json"
     path.write_text(evidence.model_dump_json())
@@ -364,7 +367,7 @@ def crowned(team: Team, name: str, root: Path, folder: Path, tmp_path: Path) -> 
         name,
         source=f"{run.artifact_uri}/model",
         run_id=run.run_id,
-        tags={"dpoflow.evidence": evidence_tag(policy, decision)},
+        tags={"dpoflow.evidence": evidence_tag(roots["policy"], roots["decision"])},
     )
     client.set_registered_model_alias(name, "champion", made.version)
 
@@ -395,7 +398,7 @@ def test_thumbs_come_back_and_later_only_those_that_the_champion_has_not_seen(
 
     def later() -> data.Located:
         source = SourceConfig(uri=uri, since="models:/app@champion")
-        (found,) = first.find(source)
+        (found,) = (each for each in first.find(source) if each.role == "new")
         return found
 
     with pytest.raises(DataRejected, match=r"nothing is new since the champion's data \(3 were"):

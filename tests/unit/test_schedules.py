@@ -215,6 +215,47 @@ def test_what_was_missed_is_made_up_for_by_one_run(
     assert (made is not None) is bool(runs)
 
 
+@pytest.mark.parametrize(
+    ("state", "begun", "runs"),
+    [
+        ("SUCCEEDED", 1, 0),  # after that time, by a schedule that was updated since
+        ("SUCCEEDED", -1, 1),
+        ("RUNNING", -1, 0),  # it began before, and goes on: it takes what there is
+        ("PENDING", -1, 0),
+        ("CANCELED", 1, 1),
+    ],
+)
+def test_runs_from_before_an_update_count_and_so_does_one_that_goes_on(
+    kfp: FakeKfp, tmp_path: Path, state: str, begun: int, runs: int
+) -> None:
+    created(kfp, tmp_path)
+    schedules.trigger(api_of(kfp), "nightly")
+    kfp.goes_on(state)
+    created(kfp, tmp_path, cron="0 0 3 * * *", train={"beta": 0.2})
+
+    made = schedules.backfill(api_of(kfp), "nightly", NOW - dt.timedelta(days=begun))
+
+    assert len(kfp.stored["runs"]) - 1 == runs
+    assert (made is not None) is bool(runs)
+
+
+def test_runs_of_another_schedule_and_of_people_make_up_for_nothing(
+    kfp: FakeKfp, tmp_path: Path
+) -> None:
+    created(kfp, tmp_path)
+    schedules.trigger(api_of(kfp), "nightly")
+    kfp.goes_on("SUCCEEDED")
+    told = json.loads(kfp.run().runtime_config.parameters["submitted"])
+    others = [{**told, "name": "weekly"}, {**told, "scheduled": False}]
+    for submitted in (*map(json.dumps, others), "no JSON", ""):
+        kfp.run().runtime_config.parameters["submitted"] = submitted
+
+        made = schedules.backfill(api_of(kfp), "nightly", NOW - dt.timedelta(days=1))
+
+        assert made is not None
+        del kfp.stored["runs"][made]
+
+
 def test_resources_for_git_hold_the_dag_and_the_version_that_create_would_use(
     kfp: FakeKfp, tmp_path: Path
 ) -> None:

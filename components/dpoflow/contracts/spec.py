@@ -172,7 +172,7 @@ class SnapshotConfig(Contract):
     tested with is not trained on afterwards, and what it learnt is no test."""
     unattended: bool = False
     """For a schedule. Without a champion training starts from the base, nothing is replayed, and a
-    source with `since` that has nothing new gives no file."""
+    source of labels or thumbs that has none, or none that is new, gives no file."""
 
 
 class ValidateConfig(Contract):

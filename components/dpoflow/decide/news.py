@@ -11,7 +11,7 @@ is no news and is read only to know its rows again elsewhere: memory does not gr
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,10 @@ from dpoflow.sources.reasons import Quarantine
 from dpoflow.state.events import Events
 
 _BATCH = 1000
+_NEW, _EARLIER, _THEN = range(3)
+"""When a row came: since the champion, before its data were pinned, and with these."""
+_AGES: dict[DataRole, int] = {"new": _THEN, "replayed": _THEN, "known": _EARLIER}
+"""Of files in the champion's data."""
 _NONE = Thumbs(down=0, of=0)
 
 
@@ -43,7 +47,7 @@ class News:
     thumbs: Thumbs = _NONE
     """Of the new ratings."""
     before: Thumbs = _NONE
-    """Of the ratings that the champion's data held."""
+    """Of the ratings that came with the champion's data; if none did, of those known before."""
 
 
 def news_of(
@@ -51,14 +55,16 @@ def news_of(
 ) -> News:
     """What `data` holds and `before` did not; all of it where there is no before."""
     here = _files(data, ("new",))
-    known = _files(before, ("new", "replayed")) if before else {}
+    known = _files(before, tuple(_AGES)) if before else {}
     fresh = [each for key, each in here.items() if key not in known]
     if not fresh:
         return News(has_data=bool(here))
     with _table(scratch) as db:
-        _read(db, data, fresh, config, events, old=False)
+        for each in fresh:
+            _read(db, data, each, config, events, age=_NEW)
         if before is not None and _any(db):
-            _read(db, before, known.values(), config, events, old=True)
+            for each in known.values():
+                _read(db, before, each, config, events, age=_AGES[each.role])
         return _counted(db)
 
 
@@ -78,7 +84,7 @@ def _table(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         db.execute("PRAGMA journal_mode = OFF")  # a killed attempt starts over
         db.execute("PRAGMA synchronous = OFF")
-        db.execute("CREATE TABLE seen (kind TEXT, id BLOB, down INTEGER, old INTEGER)")
+        db.execute("CREATE TABLE seen (kind TEXT, id BLOB, down INTEGER, age INTEGER)")
         db.execute("BEGIN")
         yield db
     finally:
@@ -89,20 +95,19 @@ def _table(path: Path) -> Iterator[sqlite3.Connection]:
 def _read(
     db: sqlite3.Connection,
     folder: Path,
-    files: Iterable[Pinned],
+    pinned: Pinned,
     config: DecideConfig,
     events: Events,
     *,
-    old: bool,
+    age: int,
 ) -> None:
-    for pinned in files:
-        some = list[tuple[str, bytes, int, bool]]()
-        for item in _items(folder, pinned, config, events):
-            some.append((*_known_by(item), old))
-            if len(some) == _BATCH:
-                db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?)", some)
-                some = []
-        db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?)", some)
+    some = list[tuple[str, bytes, int, int]]()
+    for item in _items(folder, pinned, config, events):
+        some.append((*_known_by(item), age))
+        if len(some) == _BATCH:
+            db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?)", some)
+            some = []
+    db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?)", some)
 
 
 def _items(folder: Path, pinned: Pinned, config: DecideConfig, events: Events) -> Iterator[Item]:
@@ -134,20 +139,21 @@ def _any(db: sqlite3.Connection) -> bool:
 
 def _counted(db: sqlite3.Connection) -> News:
     found = db.execute(
-        "SELECT kind, old, count(*), sum(down) FROM"
-        " (SELECT kind, max(old) AS old, max(down) AS down FROM seen GROUP BY kind, id)"
-        " GROUP BY kind, old"
+        "SELECT kind, age, count(*), sum(down) FROM"
+        " (SELECT kind, max(age) AS age, max(down) AS down FROM seen GROUP BY kind, id)"
+        " GROUP BY kind, age"
     )
-    told = {(kind, bool(old)): (num, down) for kind, old, num, down in found}
+    told = {(kind, age): (num, down) for kind, age, num, down in found}
 
-    def thumbs(*, old: bool) -> Thumbs:
-        num, down = told.get(("rating", old), (0, 0))
+    def thumbs(age: int) -> Thumbs:
+        num, down = told.get(("rating", age), (0, 0))
         return Thumbs(down=down, of=num)
 
+    then = thumbs(_THEN)
     return News(
-        pairs=told.get(("pair", False), (0, 0))[0],
-        ratings=told.get(("rating", False), (0, 0))[0],
-        prompts=told.get(("prompt", False), (0, 0))[0],
-        thumbs=thumbs(old=False),
-        before=thumbs(old=True),
+        pairs=told.get(("pair", _NEW), (0, 0))[0],
+        ratings=told.get(("rating", _NEW), (0, 0))[0],
+        prompts=told.get(("prompt", _NEW), (0, 0))[0],
+        thumbs=thumbs(_NEW),
+        before=then if then.of else thumbs(_EARLIER),
     )

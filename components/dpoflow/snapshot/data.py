@@ -22,7 +22,15 @@ from dpoflow.contracts.spec import REGISTRY, SnapshotConfig, SourceConfig, names
 from dpoflow.sources import remote
 from dpoflow.sources.downloads import Listed, RemoteFile, download
 from dpoflow.sources.files import DataFile, Found, data_files, local_path
-from dpoflow.sources.pinned import FILES, LINEAGE, DataRole, Pinned, read_pinned, write_pinned
+from dpoflow.sources.pinned import (
+    FILES,
+    LINEAGE,
+    OURS,
+    DataRole,
+    Pinned,
+    read_pinned,
+    write_pinned,
+)
 from dpoflow.state.events import Events
 from dpoflow.state.files import link
 from dpoflow.state.step import code_digest
@@ -33,6 +41,7 @@ CHUNK = 1 << 20
 _KNOBS: dict[DataRole, str] = {
     "new": "data.sources",
     "replayed": "data.sources",  # their pairs may not share names either
+    "known": "data.sources",
     "evaluation": "data.evaluation_sets",
     "answers": "evaluate.suites",
     "heldout": "held out before",
@@ -59,7 +68,7 @@ def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
         replay = tuple(each for each in replay if not _is_missing(each.uri, "replayed", events))
     located = [
         *_find(config.sources, root, events, "new", most=most, quiet=quiet),
-        *_find(replay, root, events, "replayed", most=most),
+        *_find(replay, root, events, "replayed", most=most, quiet=quiet),
         *_find(config.evaluation_sets, root, events, "evaluation", most=most),
         *_find(config.answers, root, events, "answers", most=most),
         *_before(config.lineage, root, events),
@@ -122,9 +131,11 @@ def _find(
             name, found = source.uri, Found(files, [])
         elif remote.is_remote(source.uri):
             name = source.name or remote.name_of(source.uri)
-            known = _known(source, name, root, events)
+            known = list(_known(source, name, root, events))
+            for like, old in known:
+                yield Located(like, name, old, "known")
             try:
-                found = remote.listed(source, most=most, known=known)
+                found = remote.listed(source, most=most, known=[old.path for _, old in known])
             except NothingNew as none:
                 if not quiet:
                     raise DataRejected(str(none)) from None
@@ -142,25 +153,34 @@ def _find(
             yield Located(source, name, file, role)
 
 
-def _known(source: SourceConfig, name: str, root: Path, events: Events) -> list[Path]:
-    """The files of this source in the data of the version that `since` names."""
+def _known(
+    source: SourceConfig, name: str, root: Path, events: Events
+) -> Iterator[tuple[SourceConfig, DataFile]]:
+    """The files of this source in the data of the version that `since` names, and those before.
+
+    They stay in all data that follow: after a night on which nobody said anything, or where only
+    something old was said anew, nothing else would tell what was heard last.
+    """
     if source.since is None:
-        return []
+        return
     from dpoflow.registry.versions import champion_of, data_of
 
     version = champion_of(source.since)
     if version is None:
         events.say(f"{name}: {source.since} names no version yet, so all of it is new")
-        return []
-    known = [
-        folder / FILES / each.sha256
+        return
+    known = {
+        each.sha256: (folder, each)
         for folder in data_of(version, root)
         for each in read_pinned(folder)
-        if each.source == name and each.role in ("new", "replayed")
-    ]
+        if each.source == name and each.role in ("new", "replayed", "known")
+    }
     what = "is in the data of" if known else "is not in the data of"
     events.say(f"{name}: {what} {version}{'' if known else ', so all of it is new'}")
-    return known
+    for sha256, (folder, each) in known.items():
+        like = each.model_dump(include={"format", "licence", "system"})
+        called = f"{sha256[:16]}/{each.name.rpartition('/')[2]}"
+        yield source.model_copy(update=like), DataFile(folder / FILES / sha256, called)
 
 
 def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manifest:
@@ -174,7 +194,7 @@ def pin(located: list[Located], folder: Path, events: Events) -> manifest.Manife
         _adopt(entry, fetched[entry.file], folder / FILES)
         if isinstance(entry.file, RemoteFile)
         else _adopt(entry, entry.file.path, folder / FILES)
-        if entry.role in LINEAGE  # artifacts of ours, which nobody changes
+        if entry.role in OURS
         else _copy(entry, folder / FILES)
         for entry in events.track(located, "pin data", len(located), unit="files")
     ]

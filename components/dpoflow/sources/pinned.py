@@ -18,11 +18,16 @@ from dpoflow.contracts.base import Contract, canonical_json
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import FormatName
 
-DataRole = Literal["new", "replayed", "evaluation", "answers", "heldout", "learnt"]
-"""New preferences, old ones that are mixed in, what must not be trained on, and answers to that;
-prompts that an earlier version was tested with, or learnt from."""
+DataRole = Literal["new", "replayed", "known", "evaluation", "answers", "heldout", "learnt"]
+"""New preferences, old ones that are mixed in, and old ones that only tell what is new; what must
+not be trained on, and answers to that; prompts that an earlier version was tested with, or learnt
+from."""
 
 LINEAGE: tuple[DataRole, ...] = ("heldout", "learnt")
+"""What is kept of versions before."""
+
+OURS: tuple[DataRole, ...] = ("known", *LINEAGE)
+"""Files of our own artifacts, which nobody changes."""
 
 SOURCES = "sources.json"
 FILES = "files"

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ Row = dict[str, Any]
 
 
 class NothingNew(DataRejected):
-    """There was something before, and nothing since."""
+    """People said nothing yet, or nothing since. A schedule goes on without, others do not."""
 
 
 _BATCH = 100
@@ -117,13 +118,13 @@ class Store:
         self._files: dict[str, bytes] = {}
 
     def objects(self, uri: str) -> Listed:
-        """What people said up to now, as one file. DataRejected where that is nothing."""
+        """What people said up to now, as one file. NothingNew where that is nothing."""
         place = place_of(uri)
         found = _labels(place) if place.labels else _thumbs(place)
         rows = sorted(_news(found.rows, self._known), key=lambda row: row["id"])
         if not rows:
             why = _nothing(place, found, since=bool(self._known))
-            raise NothingNew(why) if self._known and found.rows else DataRejected(why)
+            raise NothingNew(why)
         told = list(found.told)
         if self._known and len(rows) < len(found.rows):
             told.append(f"{len(found.rows) - len(rows)} of {len(found.rows)} were known before")
@@ -152,11 +153,12 @@ def _news(rows: Iterable[Row], known: Sequence[Path]) -> Iterator[Row]:
     if not known:
         yield from rows
         return
-    before = {row["id"]: row for path in known for row in _read(path)}
-    last = max((row["at"] for row in before.values()), default=0)
+    before, last = defaultdict[str, list[Row]](list), 0
+    for row in (row for path in known for row in _read(path)):
+        before[row["id"]].append(row)
+        last = max(last, row["at"])
     for row in rows:
-        old = before.get(row["id"])
-        if row["at"] > last if old is None else row != old:
+        if row not in before[row["id"]] if row["id"] in before else row["at"] > last:
             yield row
 
 
@@ -175,6 +177,11 @@ def _nothing(place: Place, found: Found, *, since: bool) -> str:
         return (
             f"{place.uri}: nothing is new since the champion's data ({len(found.rows)} were known)"
             f"{more}; wait, or leave data.sources[].since out to take all of it"
+        )
+    if since:
+        return (
+            f"{place.uri}: none that the champion's data hold is there any more, and no other"
+            f"{more}; wait, or leave the source out"
         )
     return f"{place.uri}: no {what} yet{more}; run again when there is one"
 
