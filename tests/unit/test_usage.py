@@ -1,4 +1,4 @@
-"""What a run took: GPU time by the clock, money by what was paid, and nothing twice."""
+"""What a run took, and nothing twice; and the trace id that its events carry."""
 
 import json
 import subprocess
@@ -11,8 +11,9 @@ from rich.console import Console
 
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.results import Cost, RunCost, RunSummary, TaskCost, Used
+from dpoflow.state.events import Events, read_events
 from dpoflow.state.step import StepState, Task, TaskRecord
-from dpoflow.state.surroundings import RUN_DIR
+from dpoflow.state.surroundings import PARENT, RUN_DIR
 from dpoflow.state.usage import cost_of
 from dpoflow_pipelines.show import show_cost
 
@@ -132,3 +133,28 @@ def test_the_end_of_a_run_tells_what_it_took_and_what_it_did_not_take_again() ->
         "cost: 1,200 requests, 3.20 paid (evaluate 1,200 requests, 3.20 paid)",
         "spent by earlier runs, and not again: 1.5 GPU hours (train 1.5 GPU hours)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("run_id", "trace_id"),
+    [
+        # W3C Trace Context, 3.2.2.3: 32 lower-case hex digits, not all of them zero.
+        ("0af7651916cd43dd8448eb211c80319c", "0af7651916cd43dd8448eb211c80319c"),
+        ("another-server/7", "1d6d428f76d856d90c92aa92f66fcc86"),
+        (None, ""),
+    ],
+)
+def test_every_event_carries_the_trace_id_of_its_run(
+    run_id: str | None, trace_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PARENT, raising=False)
+    if run_id:
+        monkeypatch.setenv(PARENT, run_id)
+    events = Events(tmp_path / "events.jsonl", "train")
+
+    events.say("hello")
+    events.metrics(3, {"train/loss": 0.5})
+    events.progress("training", 1, 2)
+
+    told, _ = read_events(tmp_path / "events.jsonl")
+    assert [event.trace_id for event in told] == [trace_id] * 3

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dpoflow.state.step import TaskRecord
-from dpoflow.state.surroundings import RUN_DIR
+from dpoflow.state.surroundings import PARENT, RUN_DIR, trace_id
 from dpoflow.state.usage import cost_of
 from dpoflow.tracking.settings import quiet_mlflow
-from dpoflow.tracking.step_run import CLOSES, PARENT
+from dpoflow.tracking.step_run import CLOSES, TRACE_TAG
 
 _LONGEST = 4000
 """Of a tag, in characters."""
@@ -25,8 +25,9 @@ def run(state: str, message: str) -> str:
     """Tell the run the DAG's state, what ended it and what it cost; returns the state."""
     records = _records()
     told, cost = _cause(records) or message, cost_of(records)
+    tags = {"dpoflow.state": state, "dpoflow.message": told, TRACE_TAG: trace_id()}
     run_id = note(
-        tags={"dpoflow.state": state} | ({"dpoflow.message": told} if told else {}),
+        tags={name: value for name, value in tags.items() if value},
         metrics={"cost/gpu_hours": cost.gpu_hours, "cost/money": cost.money},
     )
     if run_id and os.environ.get(CLOSES):
