@@ -143,7 +143,7 @@ def run(
         show_warnings(aside, loaded)
         return
     from dpoflow_pipelines.run import check_machine, run_spec
-    from dpoflow_pipelines.show import show_files, show_summary
+    from dpoflow_pipelines.show import show_cost, show_files, show_summary
 
     for each in specs:
         check_machine(each)
@@ -152,6 +152,7 @@ def run(
     if points:
         summary = run_spec(loaded, home, console, points=points)
         show_points(console, summary, spec, home, sets or [])
+        show_cost(console, summary)
         show_files(console, home, summary)
         return
     try:

@@ -33,6 +33,7 @@ from dpoflow.contracts.results import (
 from dpoflow.contracts.spec import RunnableName, Spec
 from dpoflow.state import files
 from dpoflow.state.step import TaskRecord, find
+from dpoflow.state.usage import cost_of
 
 IR = "pipeline.yaml"
 """The compiled DAG, in a run's folder."""
@@ -198,6 +199,7 @@ def summarise(
             )
             for suffix, sets in _by_suffix(grid)
         ),
+        cost=cost_of(records.values()),
         mlflow=mlflow,
     )
 

@@ -1,7 +1,7 @@
 """What a person sees of runs, verdicts and chains of evidence.
 
 Reads   summaries, decisions, manifests
-Gives   `show_summary`, `show_files`, `show_verdict`, `show_decision`, `show_status`,
+Gives   `show_summary`, `show_cost`, `show_files`, `show_verdict`, `show_decision`, `show_status`,
         `show_trace`, `show_pulled`
 Not     live progress (progress.py)
 """
@@ -9,6 +9,7 @@ Not     live progress (progress.py)
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
-from dpoflow.contracts.results import RunSummary
+from dpoflow.contracts.results import RunSummary, TaskCost
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.step import find
 from dpoflow_pipelines.backends.laptop import not_to_run, read_records, task_names
@@ -60,7 +61,35 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
         if memory(home / "runs" / summary.run_id).get("submission"):
             lines.insert(2, "  → Tags → approval = approve: REASON, or reject: REASON")
         console.print("\n".join(lines), markup=False, highlight=False)
+    show_cost(console, summary)
     show_files(console, home, summary)
+
+
+def show_cost(console: Console, summary: RunSummary) -> None:
+    """What the run took, where it took a GPU or money; and what it found done."""
+    cost = summary.cost
+    if cost is None:
+        return
+    if cost.by_task:
+        _print_cost(console, "cost", cost.by_task)
+    if cost.reused:
+        _print_cost(console, "spent by earlier runs, and not again", cost.reused)
+
+
+def _print_cost(console: Console, what: str, by_task: Mapping[str, TaskCost]) -> None:
+    told = "; ".join(f"{task} {_took(cost)}" for task, cost in by_task.items())
+    every = TaskCost(
+        gpu_hours=sum(cost.gpu_hours for cost in by_task.values()),
+        money=sum(cost.money for cost in by_task.values()),
+        requests=sum(cost.requests for cost in by_task.values()),
+    )
+    console.print(f"{what}: {_took(every)} ({told})", markup=False, highlight=False)
+
+
+def _took(cost: TaskCost) -> str:
+    hours = f"{cost.gpu_hours:.3g} GPU hours" if cost.gpu_hours else ""
+    asked = f"{cost.requests:,} requests, {cost.money:,.2f} paid" if cost.requests else ""
+    return ", ".join(filter(None, (hours, asked)))
 
 
 def show_decision(console: Console, summary: RunSummary | None) -> None:

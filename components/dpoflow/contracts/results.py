@@ -158,6 +158,20 @@ class Cost(Contract):
     money: float
 
 
+class Used(Contract):
+    """What work on a step took, attempts that ended in an error included."""
+
+    gpu_seconds: float = 0
+    """Of all GPUs together."""
+    paid: dict[str, Cost] = {}
+    """By model behind an endpoint."""
+
+    @property
+    def money(self) -> float:
+        """In the currency of the endpoints' prices."""
+        return sum(cost.money for cost in self.paid.values())
+
+
 class SynthesizeResult(Contract):
     """What became of the prompts."""
 
@@ -352,6 +366,30 @@ class TaskSummary(Contract):
     message: str = ""
 
 
+class TaskCost(Contract):
+    """What a task took."""
+
+    gpu_hours: float = 0
+    money: float = 0
+    """In the currency of the endpoints' prices."""
+    requests: int = 0
+    tokens: int = 0
+
+
+class RunCost(Contract):
+    """What a run took. A task that another run had done cost this one nothing."""
+
+    gpu_hours: float = 0
+    """Seconds of tasks with a GPU, times their GPUs; of a TrainJob what training took, not its
+    queueing. An attempt that was killed outright is not in it."""
+    money: float = 0
+    """Paid to judges, graders and writers behind endpoints, in the currency of their prices."""
+    by_task: dict[str, TaskCost] = {}
+    """Those that took something."""
+    reused: dict[str, TaskCost] = {}
+    """What other runs once spent on tasks of this one."""
+
+
 class MlflowSummary(Contract):
     """Where the run can be read."""
 
@@ -386,4 +424,6 @@ class RunSummary(Contract):
     registry: RegisterResult | None = None
     points: tuple[PointSummary, ...] = ()
     """Of a sweep; `train` and `evaluation` are then those of the first one."""
+    cost: RunCost | None = None
+    """None in summaries of earlier releases."""
     mlflow: MlflowSummary | None = None

@@ -7,9 +7,11 @@ Not     what is asked
 
 import functools
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+from dpoflow.contracts.errors import DpoflowError
 from dpoflow.contracts.judges import BudgetConfig, JudgeConfig, models_in
+from dpoflow.contracts.results import Cost
 from dpoflow.judge.build import Half, Servers
 from dpoflow.judge.llm import template_of
 from dpoflow.judge.template import Template
@@ -45,7 +47,13 @@ async def session(
         tell=functools.partial(state.events.say, passing=True),
         afterwards=f"; a pipeline then begins the step again, up to {RETRIES} times",
     ) as at:
-        yield at
+        try:
+            yield at
+        finally:
+            with suppress(DpoflowError):  # a store that is damaged has an error of its own
+                state.usage.paid_in_all(
+                    {model: Cost(**spent._asdict()) for model, spent in at.spent().items()}
+                )
         for model, spent in at.spent().items():
             state.events.say(
                 f"{model}: {spent.requests:,} requests, {spent.tokens:,} tokens, "

@@ -21,7 +21,7 @@ from dpoflow.registry.submission import QUOTED, TAG
 from dpoflow.registry.versions import CHALLENGER, evidence_tag, record_version
 from dpoflow.state.files import write_text
 from dpoflow.state.step import StepState, find
-from dpoflow.tracking.step_run import PARENT
+from dpoflow.state.surroundings import PARENT
 
 
 def run(

@@ -15,9 +15,9 @@ from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.registry.submission import QUOTED, open_submission
 from dpoflow.registry.team import team_server
-from dpoflow.state.surroundings import KFP_RUN_ID, RUN_DIR, tell_run, told_of_run
+from dpoflow.state.surroundings import KFP_RUN_ID, PARENT, RUN_DIR, tell_run, told_of_run
 from dpoflow.tracking.pipeline_run import open_run
-from dpoflow.tracking.step_run import CLOSES, EXPERIMENT, PARENT
+from dpoflow.tracking.step_run import CLOSES, EXPERIMENT
 
 
 def start_run(submitted: str, root: Path) -> None:

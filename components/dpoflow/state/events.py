@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from dpoflow.contracts.base import Contract
+from dpoflow.state.surroundings import trace_id
 
 Item = TypeVar("Item")
 
@@ -48,18 +49,21 @@ class Event(Contract):
     metrics: dict[str, float] = Field(default_factory=dict)
     at: int | None = None
     """The step that `metrics` belong to, such as the number of updates made."""
+    trace_id: str = ""
+    """Of the run that the work was done for."""
 
 
 class Events:
     """Appends events of one step, each in one write."""
 
     def __init__(self, path: Path, step: str) -> None:
-        self._path, self._step = path, step
+        self._path, self._step, self._trace_id = path, step, trace_id()
         self._phase, self._began, self._said, self._done = "", 0.0, 0.0, 0
         self._lately: deque[tuple[float, int]] = deque()
 
     def _append(self, event: Event) -> None:
-        line = event.model_dump_json(exclude_defaults=True) + "\n"
+        traced = event.model_copy(update={"trace_id": self._trace_id})
+        line = traced.model_dump_json(exclude_defaults=True) + "\n"
         with self._path.open("ab+") as out:
             torn = out.seek(0, os.SEEK_END) > 0
             if torn:

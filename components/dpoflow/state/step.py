@@ -6,6 +6,7 @@
         work/                    checkpoints and caches: what a killed run continues from
         outputs/<name>/          artifacts, each with a manifest; whole once done.json exists
         done.json                the result; written last
+        usage.json               what the work took, by run: see usage.py
     ROOT/index/<digest>          where the artifact of that digest lies
     ROOT/runs/<run id>/tasks/    one record a task, for the runner: see `TaskRecord`
 
@@ -32,11 +33,12 @@ import dpoflow
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract, canonical_json, sha256_json
 from dpoflow.contracts.errors import BY_NAME, DataRejected, DpoflowError, ServiceUnavailable
-from dpoflow.contracts.results import TaskState
+from dpoflow.contracts.results import TaskState, Used
 from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.surroundings import RUN_DIR, join_run
+from dpoflow.state.usage import Usage
 
 REFERENCE = "reference.json"
 """In an artifact that only names another one, beside a copy of its manifest."""
@@ -63,6 +65,10 @@ class TaskRecord(Contract):
     result: dict[str, Any] | None = None
     outputs: dict[str, str] = {}
     """Name to digest of each artifact."""
+    used: Used = Used()
+    """By this run, whichever of its attempts did the work."""
+    used_before: Used = Used()
+    """By other runs, for what this one found done, or begun."""
     error_type: str | None = None
     error: str | None = None
 
@@ -131,6 +137,7 @@ class StepState:
         self.root = folder.parent.parent
         """The root that all steps share, for content-addressed stores."""
         self.events = Events(folder / "events.jsonl", step)
+        self.usage = Usage(folder)
 
     def output(self, name: str) -> Path:
         """The folder of output artifact `name`; emptied at the start of every attempt."""
@@ -323,9 +330,11 @@ class Task:
                 state.start_afresh(list(outputs))
                 targets = {name: state.output(name) for name in outputs}
                 try:
-                    result = run(config, **inputs, **targets, state=state)
+                    with state.usage.counted():
+                        result = run(config, **inputs, **targets, state=state)
                 except BaseException:
                     state.drop_outputs()
+                    self._write(used=state.usage.mine, used_before=state.usage.others)
                     raise
                 done = state.seal(self.step, result, parents, settings, list(outputs))
                 reused = False
@@ -344,6 +353,8 @@ class Task:
             reused=reused,
             result=done["result"],
             outputs=digests,
+            used=state.usage.mine,
+            used_before=state.usage.others,
         )
         return result
 

@@ -1,4 +1,4 @@
-"""Notes on the pipeline's MLflow run: how its DAG ended, what one of its steps decided.
+"""Notes on the pipeline's MLflow run: how its DAG ended, what it cost, what a step decided.
 
 Reads   DPOFLOW_MLFLOW_PARENT, or MLFLOW_RUN_ID where a platform opened the run; the records of the
         run's tasks
@@ -8,23 +8,29 @@ Gives   `run`, `note`; whoever opened the run ends it, and this only where no ru
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dpoflow.state.step import TaskRecord
-from dpoflow.state.surroundings import RUN_DIR
+from dpoflow.state.surroundings import PARENT, RUN_DIR, trace_id
+from dpoflow.state.usage import cost_of
 from dpoflow.tracking.pipeline_run import MESSAGE, STATE
 from dpoflow.tracking.settings import quiet_mlflow
-from dpoflow.tracking.step_run import CLOSES, PARENT
+from dpoflow.tracking.step_run import CLOSES, TRACE_TAG
 
 _LONGEST = 4000
 """Of a tag, in characters."""
 
 
 def run(state: str, message: str) -> str:
-    """Tag the run with the DAG's state and what ended it; returns the state."""
-    told = _cause() or message
-    run_id = note(tags={STATE: state} | ({MESSAGE: told} if told else {}))
+    """Tell the run the DAG's state, what ended it and what it cost; returns the state."""
+    records = _records()
+    told, cost = _cause(records) or message, cost_of(records)
+    tags = {STATE: state, MESSAGE: told, TRACE_TAG: trace_id()}
+    run_id = note(
+        tags={name: value for name, value in tags.items() if value},
+        metrics={"cost/gpu_hours": cost.gpu_hours, "cost/money": cost.money},
+    )
     if run_id and os.environ.get(CLOSES):
         from mlflow import MlflowClient
 
@@ -51,11 +57,14 @@ def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None)
     return run_id
 
 
-def _cause() -> str:
-    """`task: Kind: message` of the first task that failed; empty where none says so."""
+def _records() -> list[TaskRecord]:
     folder = os.environ.get(RUN_DIR)
     paths = sorted((Path(folder) / "tasks").glob("*.json")) if folder else []
-    records = [TaskRecord.model_validate_json(path.read_text("utf-8")) for path in paths]
+    return [TaskRecord.model_validate_json(path.read_text("utf-8")) for path in paths]
+
+
+def _cause(records: Iterable[TaskRecord]) -> str:
+    """`task: Kind: message` of the first task that failed; empty where none says so."""
     failed = [record for record in records if record.state == "FAILED" and record.ended]
     if not failed:
         return ""

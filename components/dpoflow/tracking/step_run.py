@@ -21,6 +21,7 @@ from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.state.events import read_events
 from dpoflow.state.files import write_text
+from dpoflow.state.surroundings import PARENT, trace_id
 from dpoflow.tables import is_table
 from dpoflow.tracking.settings import public, quiet_mlflow, quoted
 
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
     from dpoflow.state.step import StepState
 
-PARENT = "DPOFLOW_MLFLOW_PARENT"
 EXPERIMENT = "DPOFLOW_MLFLOW_EXPERIMENT"
 STEP_RUN = "DPOFLOW_MLFLOW_STEP_RUN"
 CLOSES = "DPOFLOW_MLFLOW_CLOSES"
 """Set where no runner waits for the DAG's end, and the DAG's last task ends the run."""
+TRACE_TAG = "dpoflow.trace_id"
+"""Of the pipeline's run and of its steps': what their events carry."""
 _MAX_PARAM = 500
 _REFUSED = re.compile(r"[^\w\-. :/]")
 """What MLflow does not take in a metric's name."""
@@ -124,7 +126,7 @@ def _own_run(client: "MlflowClient", step: str, task: str, folder: Path) -> str:
             return str(known["run_id"])
     tags = {"mlflow.runName": task, "dpoflow.step": step}
     if parent:
-        tags["mlflow.parentRunId"] = parent
+        tags |= {"mlflow.parentRunId": parent, TRACE_TAG: trace_id()}
     run_id: str = client.create_run(experiment, tags=tags).info.run_id
     write_text(memory, json.dumps(identity | {"run_id": run_id}))
     return run_id

@@ -1,7 +1,7 @@
 """Who trains: this process, several that torchrun starts here, or a Kubeflow TrainJob.
 
 Reads   a `Job`
-Gives   `launch`; once it returns, the job's weights and outcome are there
+Gives   `launch`; once it returns, the job's weights and outcome are there. `gpus_of_others`
 Not     training (work.py), the cluster's words (trainjob.py)
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.spec import TrainConfig
 from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.lifeline import RUNNER_PID
@@ -41,6 +42,14 @@ def launch(job: Job, events: Events) -> None:
         train_on_cluster(job, path, events)
     else:
         _torchrun(job, path)
+
+
+def gpus_of_others(config: TrainConfig) -> int:
+    """How many GPUs the processes hold that torchrun starts on this machine."""
+    if config.backend != "torchrun" or config.device == "cpu":
+        return 0
+    there = _num_gpus()
+    return min(config.processes or there, there)
 
 
 def _with_own_pairs(job: Job, folder: Path) -> Job:

@@ -13,6 +13,7 @@ Killed at any moment and called again with the same arguments, it ends in the sa
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dpoflow.contracts.spec import TrainConfig
 from dpoflow.state.events import Events, read_events, seconds_text
 from dpoflow.state.step import StepState
 from dpoflow.train.alarms import alarms_of
-from dpoflow.train.launch import launch
+from dpoflow.train.launch import gpus_of_others, launch
 from dpoflow.train.outcome import Job, Outcome, finished
 
 
@@ -41,14 +42,26 @@ def run(
     job = Job(config=config, pairs=pairs, init=init, reference=reference, state=state.folder)
     outcome = finished(job)
     if outcome is None:
-        launch(job, state.events)
-        outcome = finished(job)
-    assert outcome is not None, "training ended without an outcome"
+        outcome = _trained(job, state)
     figures = _figures(state)
     state.events.say(_told(outcome, dict(figures)), phase="training")
     alarms = alarms_of(figures)
     _report(figures, alarms, report)
     return _export(job, outcome, alarms, policy, state.events)
+
+
+def _trained(job: Job, state: StepState) -> Outcome:
+    """Train, wherever that is, and count the GPUs that it takes there."""
+    config = job.config
+    here = config.backend == "inprocess"
+    with nullcontext() if here else state.usage.elsewhere(gpus_of_others(config)):
+        launch(job, state.events)
+    outcome = finished(job)
+    assert outcome is not None, "training ended without an outcome"
+    if config.backend == "trainjob":  # not its queueing, which the clock here cannot tell apart
+        gpus = config.trainjob.nodes * config.trainjob.gpus
+        state.usage.add_gpu_seconds(outcome.seconds * gpus)
+    return outcome
 
 
 def _told(outcome: Outcome, figures: dict[int, dict[str, float]]) -> str:
