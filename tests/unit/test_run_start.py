@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_does_not_keep_what_ended_its_earlier_attempt(
     conclude("FAILED", "validate: DataRejected: no pair is left")
 
     pod()
-    start_run(told(mlflow_run_id=opened), tmp_path)
+    start_run(told(), tmp_path)  # its first task, tried again
 
     going = MlflowClient().get_run(opened)
     assert going.info.status == "RUNNING"
