@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from tests.tiny import pair_of
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
-from dpoflow.contracts.pairs import write_parquet
+from dpoflow.contracts.pairs import PreferencePair, Prompt, write_parquet
 from dpoflow.contracts.spec import DecideConfig, SnapshotConfig, SourceConfig
 from dpoflow.decide.news import News, news_of
 from dpoflow.registry.lineage import ancestry
@@ -238,3 +239,47 @@ def test_a_schedule_goes_on_where_all_that_it_heard_was_deleted(desk: Desk) -> N
     assert any("none that the champion's data hold is there any more" in told for told in desk.said)
     with pytest.raises(DataRejected, match="is there any more"):
         desk.night(pairs, unattended=False)
+
+
+# ------------------------------------------------------------ prompts
+
+
+def crowned_with_sides(desk: Desk) -> SourceConfig:
+    """A champion that was tested with one prompt and learnt another, and a source for the next."""
+    test, learnt = (pair_of(each, "yes", "no") for each in ("tested?", "learnt?"))
+    asked = Prompt(prompt=test.prompt, source=test.source)
+    pairs = desk.file("pairs.jsonl", "a")
+    desk.crown(
+        desk.pinned(sources=(pairs,), model=""),
+        heldout=desk.rows("merge.heldout", "prompts.parquet", [asked], Prompt),
+        training=desk.rows("merge.training", "train.parquet", [learnt], PreferencePair),
+    )
+    return pairs
+
+
+@pytest.mark.parametrize("lost", ["snapshot.data", "merge.heldout", "merge.training"])
+def test_what_goes_on_from_a_champion_needs_to_know_what_that_was_tested_with(
+    desk: Desk, lost: str
+) -> None:
+    pairs = crowned_with_sides(desk)
+    asked = {"sources": (pairs,), "model": "", "unattended": True, "lineage": (desk.champion,)}
+    known = desk.pinned(**asked, init=desk.champion)
+    for note in (desk.state.root / "index").iterdir():
+        folder = desk.state.root / note.read_text().strip()
+        if manifest.read(folder).kind == lost and "lineage" not in str(read_sources(folder)):
+            note.unlink()  # as in another home
+
+    assert {each.role for each in read_pinned(known)} == {"new", "heldout", "learnt"}
+    with pytest.raises(DataRejected) as refused:
+        desk.pinned(**asked, init=desk.champion)
+    told = str(refused.value)
+    assert told.startswith(f"train.init starts from {desk.champion}")
+    assert "name the home or volume that it was made in, or start from the base" in told
+    from_base = desk.pinned(**asked, init="base")
+    assert {each.role for each in read_pinned(from_base)} == {"new"}
+    assert any(f"which prompts {desk.champion} was tested with" in each for each in desk.said)
+
+
+def read_sources(folder: Path) -> set[str]:
+    there = (folder / "sources.json").is_file()
+    return {each.source for each in read_pinned(folder)} if there else set()

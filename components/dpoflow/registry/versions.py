@@ -309,10 +309,7 @@ def data_folder(version: Recorded, root: Path) -> Path:
     made = version.of_kind("snapshot.data")
     folder = find(root, made.digest) if made else None
     if folder is None or not folder.is_dir():
-        raise DataRejected(
-            f"the data of {version.name} is not under {root}, so nobody can tell "
-            "what is new; name its home with --home, or leave data.sources[].since out"
-        )
+        raise DataRejected(f"the data of {version.name} is not under {root}")
     return folder
 
 

@@ -71,7 +71,7 @@ def find(config: SnapshotConfig, root: Path, events: Events) -> list[Located]:
         *_find(replay, root, events, "replayed", most=most, quiet=quiet),
         *_find(config.evaluation_sets, root, events, "evaluation", most=most),
         *_find(config.answers, root, events, "answers", most=most),
-        *_before(config.lineage, root, events),
+        *_before(config, root, events),
     ]
     _refuse_namesakes(located)
     return located
@@ -89,10 +89,14 @@ def _is_missing(uri: str, what: str, events: Events) -> bool:
     return True
 
 
-def _before(lineage: Iterable[str], root: Path, events: Events) -> Iterator[Located]:
-    """Files that say on which side prompts were for these versions, and for those before them."""
+def _before(config: SnapshotConfig, root: Path, events: Events) -> Iterator[Located]:
+    """Files that say on which side prompts were for these versions, and for those before them.
+
+    DataRejected where they are not here for the version that training starts from: it could learn
+    what that was tested with. No other version is in the model that will be.
+    """
     found: dict[tuple[DataRole, str], Path] = {}
-    for uri in lineage:
+    for uri in config.lineage:
         if _is_missing(uri, "kept apart", events):
             continue
         from dpoflow.registry.versions import data_of, sides_of
@@ -100,6 +104,12 @@ def _before(lineage: Iterable[str], root: Path, events: Events) -> Iterator[Loca
         try:
             (folder,), sides = data_of(uri, root), sides_of(uri, root)
         except DataRejected as gone:
+            if uri == config.init:
+                raise DataRejected(
+                    f"train.init starts from {uri}, and which prompts that was tested with is not "
+                    f"known, so they could be learnt ({gone}); name the home or volume that it "
+                    "was made in, or start from the base with train.init: base"
+                ) from None
             events.say(f"which prompts {uri} was tested with is not known ({gone})")
             continue
         for each in read_pinned(folder):
@@ -169,9 +179,16 @@ def _known(
     if version is None:
         events.say(f"{name}: {source.since} names no version yet, so all of it is new")
         return
+    try:
+        folders = data_of(version, root)
+    except DataRejected as gone:
+        raise DataRejected(
+            f"{name}: what is new since {version} is not known ({gone}); name the home or volume "
+            "that it was made in, or leave data.sources[].since out"
+        ) from None
     known = {
         each.sha256: (folder, each)
-        for folder in data_of(version, root)
+        for folder in folders
         for each in read_pinned(folder)
         if each.source == name and each.role in ("new", "replayed", "known")
     }
