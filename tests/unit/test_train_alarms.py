@@ -58,3 +58,22 @@ def test_pairs_that_are_told_apart_from_the_start_are_suspect() -> None:
 
     assert [len(line) for line in told(start, right, right, right, right)] == [0, 0, 0, 1, 0]
     assert told(start, right, {}, right, right, right) == [[]] * 6
+
+
+def test_an_update_that_saw_one_kind_of_thumb_alone_is_no_error_and_hides_no_collapse() -> None:
+    """Of KTO: what an update has no answer of has no figure."""
+    kinds = ("chosen", "rejected")
+    only = {
+        kind: {name: value for name, value in FINE.items() if not name.startswith(f"train/{other}")}
+        for kind, other in zip(kinds, reversed(kinds), strict=True)
+    }
+    alarms = Alarms()
+
+    quiet = [
+        alarms.of(each)
+        for each in (only["rejected"], only["chosen"], FINE, *[only["rejected"]] * 9)
+    ]
+    fallen = alarms.of(only["chosen"] | {"train/chosen_logps": -80.0})
+
+    assert quiet == [[]] * 12
+    assert "from -2.00 to -4.00 nats a token" in fallen[0]

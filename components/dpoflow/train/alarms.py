@@ -75,10 +75,14 @@ class Alarms:
 
     def of(self, metrics: Metrics) -> list[str]:
         """What there is to say of the newest update."""
-        first = self._first = self._first or metrics
+        # Thumbs come one at a time: an update may have seen one kind of answer alone.
+        if self._first is None and "train/chosen_tokens" in metrics:
+            self._first = metrics
+        first = self._first or metrics
         self._num_seen += 1
-        for which in self._tokens:
-            self._tokens[which] += metrics[f"train/{which}_tokens"]
+        means = {which: metrics.get(f"train/{which}_tokens", 0.0) for which in self._tokens}
+        if all(means.values()):
+            self._tokens = {which: self._tokens[which] + means[which] for which in means}
         if self._num_perfect == self._num_seen - 2 and metrics["train/reward_accuracy"] == 1.0:
             self._num_perfect += 1
         rules: dict[str, Callable[[Metrics, Metrics], str | None]] = {
@@ -101,8 +105,10 @@ class Alarms:
         )
 
     def _longer(self, _first: Metrics, _now: Metrics) -> str | None:
+        if self._num_seen < ENOUGH or not all(self._tokens.values()):
+            return None
         ratio = self._tokens["chosen"] / self._tokens["rejected"]
-        if self._num_seen < ENOUGH or 1 / LONGER <= ratio <= LONGER:
+        if 1 / LONGER <= ratio <= LONGER:
             return None
         return (
             f"chosen answers are {ratio:.1f} times as long as rejected ones: length will be "
@@ -111,6 +117,8 @@ class Alarms:
 
 
 def _collapse(first: Metrics, now: Metrics) -> str | None:
+    if not all("train/chosen_tokens" in of for of in (first, now)):
+        return None
     before, after = (of["train/chosen_logps"] / of["train/chosen_tokens"] for of in (first, now))
     if before - after <= COLLAPSE:
         return None
