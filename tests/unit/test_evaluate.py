@@ -15,7 +15,15 @@ from scipy import stats
 from tests.evaluation import RUBRIC
 
 from dpoflow.contracts.pairs import Message
-from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, Power, Verdict
+from dpoflow.contracts.results import (
+    Decision,
+    Gate,
+    Interval,
+    Opponent,
+    Power,
+    SuiteScores,
+    Verdict,
+)
 from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import EvaluateConfig, GateConfig
 from dpoflow.evaluate.alpaca import score_alpaca
@@ -365,6 +373,17 @@ def test_all_gates_held_is_a_promote() -> None:
 @pytest.mark.parametrize("missing", sorted(FINE.keys() - {"num_prompts"}))
 def test_what_was_not_measured_is_inconclusive_and_never_a_promote(missing: str) -> None:
     assert verdict(**{missing: None}) == "inconclusive"
+
+
+def test_a_suite_of_which_no_question_was_compared_is_not_passed_over() -> None:
+    empty = SuiteScores(kind="instructions", num_questions=0, left_out=40, judged_by="j")
+
+    found, _, gates = decide(GATES, evidence()._replace(suites={"arena": empty}))
+
+    assert found == "inconclusive"
+    assert {gate.name for gate in gates if gate.passed is None} == {
+        "arena_win_rate", "arena_win_rate_champion"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -91,10 +91,14 @@ def _asked(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
 def _of_suites(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     """No suite may be surely worse: each figure is held to its margin, against each opponent."""
     for name, scores in seen.suites.items():
-        for opponent, of in scores.against.items():
+        rates = {opponent: of.win_rate for opponent, of in scores.against.items()}
+        if scores.kind == "instructions":
+            # Where no question was compared there is nobody in it, and nothing was shown.
+            rates = {**dict.fromkeys(seen.against), **rates}
+        for opponent, rate in rates.items():
             least = 0.5 - gates.suite_win_rate
             title = gate_of(name, "win_rate", opponent)
-            yield _no_worse(title, of.win_rate, gates.min_prompts, at_least=least)
+            yield _no_worse(title, rate, gates.min_prompts, at_least=least)
         if scores.kind == "instructions":
             continue
         for opponent in seen.against:
