@@ -295,7 +295,7 @@ def pairs_of(uri: str, root: Path) -> list[Path]:
             f"the pairs {digest[:12]}… that {version.name} was trained on are not "
             f"under {root}; name the home it was made in with --home, or a file of pairs"
         )
-    return sorted(artifact.glob("*.parquet"))
+    return [path for path in sorted(artifact.glob("*.parquet")) if _has_rows(path)]
 
 
 def data_of(uri: str, root: Path) -> list[Path]:
@@ -334,8 +334,16 @@ def sides_of(uri: str, root: Path) -> dict[Literal["heldout", "learnt"], list[Pa
         folder = find(root, made.digest) if made else None
         if folder is None or not folder.is_dir():
             raise DataRejected(f"{kind} of {version.name} is not under {root}")
-        found[role] = [folder / name for name in wanted if (folder / name).is_file()]
+        there = (folder / name for name in wanted if (folder / name).is_file())
+        found[role] = [path for path in there if _has_rows(path)]
     return found
+
+
+def _has_rows(path: Path) -> bool:
+    """A version that learnt from thumbs alone has a file of pairs with none in it."""
+    from pyarrow.parquet import read_metadata  # not where a version is only named
+
+    return bool(read_metadata(path).num_rows)
 
 
 def _downloaded(found: "ModelVersion", folder: Path, within: str = "") -> Path:
