@@ -15,7 +15,8 @@ from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Prompt, write_parquet
-from dpoflow.contracts.spec import DecideConfig, SnapshotConfig, SourceConfig
+from dpoflow.contracts.spec import DecideConfig, SnapshotConfig, SourceConfig, Spec
+from dpoflow.decide.champion import look_up
 from dpoflow.decide.news import News, news_of
 from dpoflow.registry.lineage import ancestry
 from dpoflow.registry.versions import evidence_tag
@@ -111,7 +112,7 @@ class Desk:
         digests = {name: manifest.read(each).digest for name, each in artifacts.items()}
         digests["data"] = manifest.read(pinned).digest
         roots = {
-            name: manifest.read(self.artifact(f"{kind}", {"x.json": "{}"}, **digests)).digest
+            name: manifest.read(self.artifact(kind, {"x.json": self._unlike()}, **digests)).digest
             for name, kind in (("policy", "train.policy"), ("decision", "evaluate.decision"))
         }
         evidence = self.folder / "evidence.json"
@@ -123,6 +124,10 @@ class Desk:
             self.name, source=f"{run.artifact_uri}/model", run_id=run.run_id, tags=tags
         )
         self.client.set_registered_model_alias(self.name, "champion", made.version)
+
+    def _unlike(self) -> str:
+        """What is in no other file: an artifact is named for its content."""
+        return json.dumps(next(self._drafts))
 
     def artifact(self, kind: str, files: dict[str, str], **parents: str) -> Path:
         folder = self.state.root / "made" / f"{kind}-{next(self._drafts)}"
@@ -278,6 +283,36 @@ def test_what_goes_on_from_a_champion_needs_to_know_what_that_was_tested_with(
     from_base = desk.pinned(**asked, init="base")
     assert {each.role for each in read_pinned(from_base)} == {"new"}
     assert any(f"which prompts {desk.champion} was tested with" in each for each in desk.said)
+
+
+def test_to_begin_to_go_on_from_the_champion_is_no_changed_spec_and_to_begin_anew_is_one(
+    desk: Desk,
+) -> None:
+    base, before = (desk.artifact("snapshot.model", {"weights": each}) for each in ("base", "old"))
+    digest = manifest.read(base).digest
+
+    def changed(init: str, now: str) -> set[str]:
+        asked = {
+            "name": desk.name,
+            "model": "m",
+            "data": {"sources": [{"uri": "a"}]},
+            "train": {"init": init, "reference": "base"},
+        }
+        pinned = {"model": digest, "init": now, "reference": digest}
+        config = Spec.model_validate(asked).decide.model_copy(update={"digests": pinned})
+        found, _ = look_up(config, desk.state.root)
+        assert found is not None
+        assert found.unknown is None
+        return set(found.changed)
+
+    pinned = desk.pinned(sources=(desk.file("pairs.jsonl", "a"),), model="")
+    desk.crown(pinned, init=base, reference=base, model=base)
+    begun = changed("base", digest), changed("champion", "digest of the champion")
+    desk.crown(pinned, init=before, reference=base, model=base)
+
+    assert begun == (set(), set())
+    assert changed("champion", "digest of the champion") == set()
+    assert changed("base", digest) == {"train.init"}
 
 
 def read_sources(folder: Path) -> set[str]:
