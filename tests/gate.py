@@ -163,7 +163,7 @@ class GateServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 110
+        deadline = time.monotonic() + 240  # on a machine that does other things
         while True:
             with contextlib.suppress(requests.ConnectionError):
                 if requests.get(f"{self.url}/health", timeout=5).ok:

@@ -145,7 +145,7 @@ class MlflowServer:
         return self
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240  # on a machine that does other things
         while True:
             try:
                 self.admin.get("api/2.0/mlflow/users/current")
