@@ -157,7 +157,7 @@ def court(tmp_path: Path) -> Court:
         versions={"m/1": dict(TAGS)},
         named={"m": {}},
         seals=[Seal("model", MODEL_ID, "ada", "")],
-        runs={"run": "RUNNING"},
+        runs={"run": "FINISHED"},
     )
     made = Court(log, facts)
     made.submit()
