@@ -1,4 +1,4 @@
-"""Retries, timeouts and resources of every task: the only Kubernetes words in Python.
+"""Retries, timeouts and resources of every task, in Kubernetes' words.
 
 Reads   the spec's section `placement`, and what else of a spec says what its tasks need
 Gives   `place` for each task of a DAG, `placing` around the DAG that is compiled, `placed_for` and
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from kfp import kubernetes
 from kfp.dsl import PipelineConfig, PipelineTask
+from kfp.dsl.structures import ResourceSpec
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.judges import JudgeConfig, models_in, rewards_in
@@ -131,7 +132,9 @@ def wanted(config: PlacementConfig, step: str) -> TaskPlacement:
 def _on_a_cluster(task: PipelineTask, how: Placing, given: TaskPlacement) -> None:
     config = how.config
     image = how.image(task.container_spec.image)
-    task.set_container_image(image)
+    # Fields of container_spec, here and below, and none of kfp's setters: each call of one reads the
+    # source of every frame of the stack (kfp 2.17), seconds a DAG where much is imported.
+    task.container_spec.image = image
     kubernetes.add_pod_label(task, TASK_LABEL, task.name)
     kubernetes.set_image_pull_policy(task, config.image_pull_policy)
     if config.image_pull_secrets:
@@ -160,9 +163,10 @@ def _tell(task: PipelineTask, how: Placing, image: str, given: TaskPlacement) ->
     }
     if any(use.path == _SIGNING for use in given.secrets or ()):
         settings[KEY_FILE] = f"{_SIGNING}/signing.pem"
-    for name, value in settings.items():
-        if value:
-            task.set_env_variable(name, value)
+    task.container_spec.env = {
+        **(task.container_spec.env or {}),
+        **{name: value for name, value in settings.items() if value},
+    }
     kubernetes.use_field_path_as_env(task, KFP_RUN_ID, "metadata.labels['pipeline/runid']")
 
 
@@ -192,10 +196,14 @@ def _as_env(task: PipelineTask, secret: str, env: Mapping[str, str]) -> None:
 
 
 def _resources(task: PipelineTask, config: PlacementConfig, given: TaskPlacement) -> None:
-    if given.cpu:
-        task.set_cpu_request(given.cpu).set_cpu_limit(given.cpu)
-    if given.memory:
-        task.set_memory_request(given.memory).set_memory_limit(given.memory)
+    task.container_spec.resources = ResourceSpec(
+        cpu_request=given.cpu,
+        cpu_limit=given.cpu,
+        memory_request=given.memory,
+        memory_limit=given.memory,
+        accelerator_type=config.gpu_resource if given.gpus else None,
+        accelerator_count=str(given.gpus) if given.gpus else None,
+    )
     if given.shared_memory:
         kubernetes.empty_dir_mount(
             task, "shm", _SHARED, medium="Memory", size_limit=given.shared_memory
@@ -205,7 +213,6 @@ def _resources(task: PipelineTask, config: PlacementConfig, given: TaskPlacement
     for each in given.tolerations or ():
         kubernetes.add_toleration(task, **each.model_dump(exclude_none=True))
     if given.gpus:
-        task.set_accelerator_type(config.gpu_resource).set_accelerator_limit(given.gpus)
         kubernetes.add_toleration(task, key=config.gpu_resource, operator="Exists")
         if given.gpu_type:
             kubernetes.add_node_selector(task, config.gpu_label, given.gpu_type)
