@@ -458,7 +458,7 @@ def test_many_long_texts_stay_within_what_is_uploaded(tmp_path: Path) -> None:
 def test_mlflow_finds_the_table_and_reads_back_what_models_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
+    from mlflow import MlflowClient
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)
@@ -475,7 +475,9 @@ def test_mlflow_finds_the_table_and_reads_back_what_models_said(
     with step_run("evaluate", task="evaluate", config={}, parents={}, state=state) as run:
         run.conclude(result, {"decision": "a" * 64}, reused=False)
 
-    mlflow.set_tracking_uri(store)
-    back = mlflow.load_table(f"decision/{TABLE}")
+    client = MlflowClient(store)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    [logged] = client.search_runs(experiments)
+    back = client.load_table(logged.info.experiment_id, f"decision/{TABLE}", [logged.info.run_id])
     assert list(back.columns) == list(columns)
     assert {name: list(back[name]) for name in columns} == {n: list(c) for n, c in columns.items()}
