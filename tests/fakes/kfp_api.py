@@ -15,12 +15,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
 import yaml
+from tests.fakes.served import Served
 
 Answer = tuple[int, Any]
 CUT = 0
@@ -49,7 +50,7 @@ _MODELS = {
 }
 
 
-class FakeKfp:
+class FakeKfp(Served):
     """`answers` comes before the API: a status with a body, CUT, or None to go on.
 
     `after` is asked once a write was done: the same, for an answer that gets lost.
@@ -69,20 +70,7 @@ class FakeKfp:
         self._number = itertools.count(1)
         self._client = api.ApiClient(api.Configuration())
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(self._handler())
 
     # ------------------------------------------------------------ what the API does
 

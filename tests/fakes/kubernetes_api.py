@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from kubeflow_trainer_api.models import (  # type: ignore[import-untyped]
     trainer_v1alpha1_train_job,
 )
+from tests.fakes.served import Served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ TrainJob = trainer_v1alpha1_train_job.TrainerV1alpha1TrainJob
 Answer = tuple[int, Any]
 
 
-class FakeCluster:
+class FakeCluster(Served):
     """`schedules` says whether a TrainJob finds a place; `refuses` answers before anything does."""
 
     def __init__(self, folder: Path) -> None:
@@ -52,15 +53,10 @@ class FakeCluster:
         self.on_delete: Callable[[str], None] = lambda name: None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        super().__init__(self._handler())
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def __exit__(self, *told: object) -> None:
+        super().__exit__(*told)
         for name in self._processes:
             self.evict(name)
 

@@ -5,14 +5,15 @@ but for the paths that a test says are forbidden.
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.fakes.served import Served
 
-class FakeObjects:
+
+class FakeObjects(Served):
     """`objects` is path to what lies there: an object, a text such as a log, or a status.
 
     A list of objects with labels is asked by `labelSelector`, as far as `key` and `key=value` go.
@@ -42,19 +43,7 @@ class FakeObjects:
             def log_message(self, *_: object) -> None:
                 """Silence."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(Handler)
 
     def kubeconfig(self) -> Path:
         """A file that points kubectl and its kin here."""
