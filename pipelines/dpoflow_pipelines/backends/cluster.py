@@ -219,21 +219,39 @@ def _found(api: KfpApi, name: str, experiment: str, submitted: str) -> str | Non
 
 def experiment_of(api: KfpApi, name: str) -> str:
     """The id of an experiment, made where there is none."""
+    there = api.experiments
+    listing, make = (
+        there.experiment_service_list_experiments,
+        there.experiment_service_create_experiment,
+    )
+    return _named_or_made(api, name, "experiment", listing, make, api.models.V2beta1Experiment)
+
+
+def _pipeline(api: KfpApi, name: str) -> str:
+    """The id of a pipeline, made where there is none."""
+    there = api.pipelines
+    listing, make = there.pipeline_service_list_pipelines, there.pipeline_service_create_pipeline
+    return _named_or_made(api, name, "pipeline", listing, make, api.models.V2beta1Pipeline)
+
+
+def _named_or_made(
+    api: KfpApi,
+    name: str,
+    kind: str,
+    listing: Callable[..., Any],
+    make: Callable[..., Any],
+    model: type[Any],
+) -> str:
+    """The id of the first of that name; Kubeflow's API calls both by their kind."""
     within = {"namespace": api.namespace} if api.namespace else {}
 
     def found_or_made() -> str:
-        listed = api.all_pages(
-            "list experiments",
-            api.experiments.experiment_service_list_experiments,
-            "experiments",
-            filter=named(name),
-            **within,
-        )
+        listed = api.all_pages(f"list {kind}s", listing, f"{kind}s", filter=named(name), **within)
         for each in listed:
-            return str(each.experiment_id)
-        body = api.models.V2beta1Experiment(display_name=name, **within)
-        make = api.experiments.experiment_service_create_experiment
-        return str(api.once("make an experiment", make, experiment=body).experiment_id)
+            return str(getattr(each, f"{kind}_id"))
+        body = model(display_name=name, **within)
+        made = api.once(f"make the {kind} {name}", make, **{kind: body})
+        return str(getattr(made, f"{kind}_id"))
 
     return api.patiently(found_or_made)
 
@@ -271,26 +289,6 @@ def uploaded(api: KfpApi, ir: Path) -> tuple[str, str]:
         return str(made.pipeline_version_id)
 
     return pipeline_id, api.patiently(found_or_made)
-
-
-def _pipeline(api: KfpApi, name: str) -> str:
-    within = {"namespace": api.namespace} if api.namespace else {}
-
-    def found_or_made() -> str:
-        listed = api.all_pages(
-            "list pipelines",
-            api.pipelines.pipeline_service_list_pipelines,
-            "pipelines",
-            filter=named(name),
-            **within,
-        )
-        for each in listed:
-            return str(each.pipeline_id)
-        body = api.models.V2beta1Pipeline(display_name=name, **within)
-        make = api.pipelines.pipeline_service_create_pipeline
-        return str(api.once("make a pipeline", make, pipeline=body).pipeline_id)
-
-    return api.patiently(found_or_made)
 
 
 def version_of(ir: Path) -> tuple[str, str, list[dict[str, Any]]]:
