@@ -21,7 +21,7 @@ from dpoflow_pipelines.cluster_cli import commands as of_clusters
 from dpoflow_pipelines.cluster_cli import schedule
 from dpoflow_pipelines.review_cli import review
 from dpoflow_pipelines.run import default_home, runnable
-from dpoflow_pipelines.terminal import standard_console
+from dpoflow_pipelines.terminal import Sets, standard_console
 
 if TYPE_CHECKING:
     from dpoflow.contracts.spec import Spec
@@ -45,10 +45,6 @@ Home = Annotated[
         default_factory=default_home,
         show_default=".dpoflow",
     ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one knob of the spec; repeatable."),
 ]
 Grid = Annotated[
     list[str] | None,
@@ -323,7 +319,7 @@ def gc(
 
     `dpoflow trace` walks to the sources for every version that an alias names and for those of the
     runs that stay; a version without an alias stays in MLflow, and its chain ends. Answers that
-    were paid for stay. On a cluster: while no run is going.
+    were paid for stay. Not for a cluster's volume: the runs there are not known by their names.
 
     Examples:
 

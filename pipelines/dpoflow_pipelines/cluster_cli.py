@@ -12,7 +12,7 @@ import typer
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow_pipelines.run import default_home, runnable
-from dpoflow_pipelines.terminal import standard_console
+from dpoflow_pipelines.terminal import Images, Sets, standard_console
 
 if TYPE_CHECKING:
     from dpoflow_pipelines.backends.kfp_api import KfpApi
@@ -30,10 +30,6 @@ Home = Annotated[
         show_default=".dpoflow",
     ),
 ]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one knob of the spec; repeatable."),
-]
 Endpoint = Annotated[
     str | None,
     typer.Option(
@@ -42,10 +38,6 @@ Endpoint = Annotated[
 ]
 Namespace = Annotated[
     str | None, typer.Option(help="Where pods run; placement.namespace if absent.")
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(help="The lock of built images; infra/images/images.lock if absent."),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
