@@ -1,6 +1,7 @@
 """`dpoflow gc`: what a home keeps, and what it can do without.
 
-Kept are the latest runs of each spec's name, every version that an alias names, and all that these
+Kept are the latest runs of each spec's name, those of a cluster that are not known to have
+succeeded, every version that an alias names, and all that these
 rest on, down to the sources. The rest of HOME/runs, HOME/state, HOME/content and HOME/index goes.
 What was paid for stays: answers of endpoints and models, reference log-probabilities.
 
@@ -27,6 +28,7 @@ from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.registry.versions import aliased
 from dpoflow.state.step import find
 from dpoflow.tracking.settings import local_uri, public
+from dpoflow_pipelines.backends.cluster import BACKEND
 from dpoflow_pipelines.backends.laptop import read_records
 from dpoflow_pipelines.runs import in_use, memory
 
@@ -59,7 +61,7 @@ def survey(home: Path, keep: int) -> Survey:
     if not folders:
         raise ConfigError(f"no run under {home}, so there is nothing to clear; name a --home")
     _check_registry(home, folders)
-    runs = _latest(folders, keep)
+    runs = sorted({*_latest(folders, keep), *(each for each in folders if _goes_on(each))})
     found = list(aliased(sorted({_spec(each)["registry"]["model"] for each in folders})))
     digests = {each for version in found for each in version.evidence.manifests}
     stays = set(runs)
@@ -133,6 +135,12 @@ def _check_registry(home: Path, runs: Iterable[Path]) -> None:
                     f"run {run.name} recorded in {told['tracking_uri']}, and {asked} would be "
                     "asked which versions stay; set MLFLOW_TRACKING_URI to that of the runs"
                 )
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether a cluster may still be at work on it: nobody here holds such a run."""
+    known = memory(run)
+    return known.get("backend") == BACKEND and known.get("state") != "SUCCEEDED"
 
 
 def _latest(folders: Iterable[Path], keep: int) -> list[Path]:
