@@ -23,7 +23,7 @@ from dpoflow_pipelines.backends import cluster
 from dpoflow_pipelines.backends.kfp_api import KfpApi, endpoint_of
 from dpoflow_pipelines.backends.laptop import task_names
 from dpoflow_pipelines.images_lock import default_lock, read_lock
-from dpoflow_pipelines.placement import placed_for
+from dpoflow_pipelines.placement import TIMEOUT_S, placed_for, wanted
 from dpoflow_pipelines.progress import task_table
 from dpoflow_pipelines.runs import find_run, memory
 
@@ -68,8 +68,6 @@ def show_dry(
 
 def placed_rows(spec: Spec, tasks: list[str]) -> list[tuple[str, ...]]:
     """Each task with what it gets."""
-    from dpoflow_pipelines.placement import TIMEOUT_S, wanted
-
     config = placed_for(spec)
     rows: list[tuple[str, ...]] = []
     for task in tasks:
@@ -163,9 +161,9 @@ def cancel_run(console: Console, home: Path, run_id: str) -> None:
         console.print(f"{run_id} had ended already: {state}", highlight=False)
         return
     console.print(
-        f"{run_id} is told to end. A TrainJob goes with the task that waits for it, and its pods "
-        "write a checkpoint first; training in the task's own pod goes on from its latest "
-        "checkpoint (train.save_steps). The same submit command continues it.",
+        f"{run_id} is told to end. A TrainJob should go with the task that waits for it, and its "
+        "pods have their grace period for a checkpoint; training in the task's own pod goes on "
+        "from its latest (train.save_steps). The same submit command continues it.",
         markup=False,
         highlight=False,
     )

@@ -27,7 +27,9 @@ from tests.gate import (
 )
 
 from dpoflow.contracts.base import sha256_json
+from dpoflow.contracts.errors import ConfigError
 from dpoflow.state.step import StepState
+from dpoflow.tracking.pipeline_run import PipelineRun, open_run
 from dpoflow.tracking.step_run import step_run
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -525,6 +527,24 @@ def test_a_step_that_is_run_again_beside_a_sealed_run_makes_another(
     assert made != case.run_id
     got = server.person("ada").get(f"{API}/runs/get", run_id=made).json()["run"]["info"]
     assert got["status"] == "FINISHED"
+
+
+def test_a_run_that_another_account_may_not_write_to_is_its_owners_to_mend(
+    server: GateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(user: str, known: str | None = None) -> PipelineRun:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password_of(user))
+        return open_run(
+            server.folder, experiment="shared-name", run_name="r", spec_json="{}", known=known
+        )
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    adas = opened("ada")
+
+    for known in (None, adas.run_id):
+        with pytest.raises(ConfigError, match="pipe may not write to the experiment shared-name"):
+            opened("pipe", known)
 
 
 def test_nobody_seals_what_they_may_not_write(server: GateServer) -> None:

@@ -10,7 +10,7 @@ from dpoflow.images import CPU
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def snapshot(
     config: str, state_root: str, submitted: str, origins: dsl.Output[dsl.Artifact]
-) -> NamedTuple(  # type: ignore[valid-type]
+) -> NamedTuple(  # type: ignore[valid-type]  # kfp reads the outputs off such a call
     "Pinned",
     [
         ("data_uri", str),
