@@ -132,8 +132,8 @@ def wanted(config: PlacementConfig, step: str) -> TaskPlacement:
 def _on_a_cluster(task: PipelineTask, how: Placing, given: TaskPlacement) -> None:
     config = how.config
     image = how.image(task.container_spec.image)
-    # Fields of container_spec, here and below, and none of kfp's setters: each call of one reads the
-    # source of every frame of the stack (kfp 2.17), seconds a DAG where much is imported.
+    # Fields of container_spec, here and below, and none of kfp's setters: each call of one reads
+    # the source of every frame of the stack (kfp 2.17), seconds a DAG where much is imported.
     task.container_spec.image = image
     kubernetes.add_pod_label(task, TASK_LABEL, task.name)
     kubernetes.set_image_pull_policy(task, config.image_pull_policy)
