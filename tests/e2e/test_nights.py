@@ -1,25 +1,33 @@
 """Ten nights of `retrain` on a team's server: preferences arrive, reviewers agree, champion moves.
 
-Everything is real but small: the command, the server with its gate, the reviewer's tag, and the
-promoter as the pipeline `promote` runs it.
+Everything is real but small: the DAG, the server with its gate, the reviewer's tag, and the
+promoter as the pipeline `promote` runs it. Only tasks are no processes: see tests/in_process.py.
 """
 
+import io
 import itertools
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from rich.console import Console
 from tests.e2e.job import SmallJob, summary
 from tests.gate import GateServer, password_of
+from tests.in_process import tasks_in_this_process
 from tests.tiny import WORDS, tiny_folder
 
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet
+from dpoflow.contracts.spec_file import load_spec
 from dpoflow.promote.step import run as promote
 from dpoflow_pipelines.backends.laptop import read_records
+from dpoflow_pipelines.run import run_spec
+from dpoflow_pipelines.show import show_summary
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]  # on a machine that does other things
 
@@ -125,13 +133,16 @@ class Team:
         (self.arrivals / f"{name}.jsonl").write_text(text)
 
     def night(self, *sets: str) -> Night:
-        """The schedule's command; then people and the promoter, where there is a candidate."""
-        overrides = [part for text in sets for part in ("--set", text)]
-        ended = self.job.call("run", self.job.spec, "--pipeline", "retrain", "--require", "promote",
-                              "--home", str(self.home), *overrides)  # fmt: skip
-        assert ended.code == 0, ended.out + ended.err
+        """What the schedule's command does; then people and the promoter, for a candidate."""
+        said = io.StringIO()
+        console = Console(file=said)
+        spec = load_spec(Path(self.job.spec), sets)
+        self.home.mkdir(exist_ok=True)
+        with patch.dict(os.environ, self.job.environment), tasks_in_this_process():
+            told = run_spec(spec, self.home, console, pipeline="retrain", require="promote")
+        show_summary(console, told, self.home)
         night = Night(summary(self.home))
-        assert night.told["retrain"]["sentence"] in " ".join(ended.out.split())
+        assert night.told["retrain"]["sentence"] in " ".join(said.getvalue().split())
         records = read_records(self.home / "runs" / night.told["run_id"])
         if night.told["registry"]:
             outputs = records["merge"].outputs
