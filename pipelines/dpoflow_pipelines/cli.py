@@ -5,6 +5,7 @@ Gives   `main`; errors are one line that says who must act, and the exit code sa
 Not     any work: each command calls what does it
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -24,7 +25,10 @@ from dpoflow_pipelines.run import default_home, runnable
 from dpoflow_pipelines.terminal import Sets, standard_console
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dpoflow.contracts.spec import Spec
+    from dpoflow_pipelines.backends.laptop import Runner
     from dpoflow_pipelines.grid import Point
 
 app = typer.Typer(
@@ -76,6 +80,29 @@ def _check_run(
         raise ConfigError("--require asks one candidate for its verdict, and --grid has several")
 
 
+def _check_place(place: str, memory: str | None) -> None:
+    if place not in ("processes", "containers"):
+        raise ConfigError(
+            f"--on takes processes or containers, got '{place}'; for a cluster: dpoflow submit"
+        )
+    if memory and place != "containers":
+        raise ConfigError("--memory goes with --on containers; a process takes what it needs")
+
+
+@contextlib.contextmanager
+def _started_on(
+    place: str, spec: "Spec", home: Path, memory: str | None
+) -> "Iterator[Runner | None]":
+    """How tasks are started; None for processes of this machine."""
+    if place == "processes":
+        yield None
+        return
+    from dpoflow_pipelines.backends.containers import in_containers
+
+    with in_containers(spec, home, memory=memory) as runner:
+        yield runner
+
+
 @app.command()
 def run(
     spec: SpecFile,
@@ -91,6 +118,16 @@ def run(
             help="Exit 4 unless the verdict is this: promote. A retrain that found nothing to "
             "learn has no candidate, and exits 0."
         ),
+    ] = None,
+    place: Annotated[
+        str,
+        typer.Option(
+            "--on", help="processes, or containers: each task in its image, by podman or docker."
+        ),
+    ] = "processes",
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most that a container may take, such as 8g."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec and tell what would run.")
@@ -114,6 +151,8 @@ def run(
         dpoflow run align.yaml --grid train.beta=0.05,0.1,0.3 --grid train.loss=sigmoid,ipo_sum
 
         dpoflow run align.yaml --pipeline retrain         # nightly: trains if `retrain:` says so
+
+        dpoflow run align.yaml --on containers --memory 8g    # as images of `make images`
     """
     from dpoflow_pipelines.grid import show_points
     from dpoflow_pipelines.outline import show_spec, show_warnings
@@ -122,6 +161,7 @@ def run(
 
     which = runnable(pipeline)
     _check_run(which, grid, require, as_json=as_json, dry_run=dry_run)
+    _check_place(place, memory)
     loaded, points = _load(spec, sets, grid)
     console = standard_console()
     check_sources(loaded)
@@ -145,19 +185,22 @@ def run(
         check_machine(each)
     show_warnings(console, loaded)
     home = home.resolve()
-    if points:
-        summary = run_spec(loaded, home, console, points=points)
-        show_points(console, summary, spec, home, sets or [])
-        show_cost(console, summary)
-        show_files(console, home, summary)
-        return
-    try:
-        summary = run_spec(loaded, home, console, require=require, pipeline=which)
-    except GateNotPassed:
-        from dpoflow_pipelines.show import show_verdict
+    with _started_on(place, loaded, home, memory) as runner:
+        if points:
+            summary = run_spec(loaded, home, console, points=points, runner=runner)
+            show_points(console, summary, spec, home, sets or [])
+            show_cost(console, summary)
+            show_files(console, home, summary)
+            return
+        try:
+            summary = run_spec(
+                loaded, home, console, require=require, pipeline=which, runner=runner
+            )
+        except GateNotPassed:
+            from dpoflow_pipelines.show import show_verdict
 
-        show_verdict(console, home)
-        raise
+            show_verdict(console, home)
+            raise
     show_summary(console, summary, home)
 
 

@@ -31,6 +31,7 @@ from dpoflow_pipelines.runs import IR, NO_VERDICT, Run, claim_run, summarise
 
 if TYPE_CHECKING:
     from dpoflow.contracts.placement import PlacementConfig
+    from dpoflow_pipelines.backends.laptop import Runner
 
 
 class Interrupted(DpoflowError):
@@ -138,8 +139,11 @@ def run_spec(
     require: str | None = None,
     points: Sequence[Point] = (),
     pipeline: RunnableName = "align",
+    runner: "Runner | None" = None,
 ) -> RunSummary:
     """Run `spec` to its end, or continue the run of it that was cut off; with `points`, a sweep.
+
+    `runner` is how its tasks are started; without one each is a process on this machine.
 
     Raises the failed task's error; GateNotPassed if `require` asks for another verdict than the
     run's, unless it found nothing to learn: then there is no candidate that could have one. The
@@ -150,7 +154,7 @@ def run_spec(
         word = "continuing" if run.continued else "starting"
         console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
         try:
-            summary = _run(spec, run, console, points)
+            summary = _run(spec, run, console, points, runner)
         except KeyboardInterrupt as stop:
             raise _interrupted(stop) from None
         except DpoflowError as error:
@@ -164,7 +168,9 @@ def run_spec(
     return summary
 
 
-def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> RunSummary:
+def _run(
+    spec: Spec, run: Run, console: Console, points: Sequence[Point], runner: "Runner | None"
+) -> RunSummary:
     from dpoflow.tracking.pipeline_run import close_run, open_run
     from dpoflow.tracking.settings import public
 
@@ -223,7 +229,7 @@ def _run(spec: Spec, run: Run, console: Console, points: Sequence[Point]) -> Run
         del arguments["train_config"], arguments["registry_config"]
     try:
         with following(console, run.folder, names):
-            run_on_laptop(ir, arguments, run_dir=run.folder, environment=environment)
+            (runner or run_on_laptop)(ir, arguments, run.folder, environment)
     except BaseException as error:
         told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else error
         text = str(told) if isinstance(told, DpoflowError) else type(told).__name__

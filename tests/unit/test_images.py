@@ -153,6 +153,7 @@ def imported(folder: Path) -> set[str]:
 SHARED = ("contracts", "sources", "policy", "endpoints", "judge", "state", "tracking")
 ELSEWHERE = {
     ("gpu", "evaluate"): ["lm_eval"],  # in no image: a suite that wants it says so
+    ("cpu", "evaluate"): ["lm_eval"],
     ("mlflow", "tracking"): ["kfp"],  # its component.py is a step's face, and no server runs it
 }
 
@@ -170,7 +171,7 @@ def test_what_an_image_is_tried_with_is_there_and_comes_with_what_it_holds(image
     ("image", "folder"),
     [
         *(("cpu", name) for name in ("snapshot", "validate", "synthesize", "register")),
-        *(("cpu", name) for name in ("registry", *SHARED)),
+        *(("cpu", name) for name in ("registry", "train", "evaluate", *SHARED)),
         *(("gpu", name) for name in ("train", "evaluate", "synthesize", *SHARED)),
         *(("mlflow", name) for name in ("registry", "tracking", "state")),
     ],

@@ -174,6 +174,13 @@ class SnapshotConfig(Contract):
     """For a schedule. Without a champion training starts from the base, nothing is replayed, and a
     source of labels or thumbs that has none, or none that is new, gives no file."""
 
+    def uris(self) -> Iterator[str]:
+        """Of all that is pinned: data, then models."""
+        for source in (*self.sources, *self.replay, *self.evaluation_sets, *self.answers):
+            yield source.uri
+        named = (self.model, self.init, self.reference, self.champion, *self.judges)
+        yield from (each for each in named if each is not None)
+
 
 class ValidateConfig(Contract):
     """How rows are checked and split. No paths: moving the files changes nothing downstream."""

@@ -98,13 +98,11 @@ def _images(ir: Path) -> Iterator[str]:
 
 def _check_paths(spec: Spec) -> None:
     """Whether pods can see what the spec names: this machine's files are not among it."""
-    pinned, placed = spec.snapshot, placed_for(spec)
+    placed = placed_for(spec)
     seen = [placed.state_path]
     seen += [volume.path for volume in wanted(placed, "snapshot").volumes or ()]
-    sources = (*pinned.sources, *pinned.replay, *pinned.evaluation_sets, *pinned.answers)
-    models = (pinned.model, pinned.init, pinned.reference, pinned.champion, *pinned.judges)
-    for uri in (*(source.uri for source in sources), *models):
-        if uri is None or "://" in uri or uri.startswith(REGISTRY):
+    for uri in spec.snapshot.uris():
+        if "://" in uri or uri.startswith(REGISTRY):
             continue
         if not any(Path(os.path.normpath(uri)).is_relative_to(path) for path in seen):
             raise ConfigError(

@@ -1,9 +1,10 @@
 """Run a compiled DAG on this machine: kfp.local, one subprocess a task.
 
 Reads   a compiled pipeline (YAML) and its arguments
-Gives   `run_on_laptop`, `task_names`, `not_to_run`; what ran is read from the tasks' own records,
-        never from what kfp.local reports (it calls a skipped branch a success)
-Not     drawing progress (progress.py), naming runs (runs.py)
+Gives   `run_on_laptop`, `run_dag` for other ways of starting tasks, `task_names`, `not_to_run`;
+        what ran is read from the tasks' own records, never from what kfp.local reports (it calls a
+        skipped branch a success)
+Not     drawing progress (progress.py), naming runs (runs.py), containers (containers.py)
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
@@ -108,12 +110,43 @@ def read_records(run_dir: Path) -> dict[str, TaskRecord]:
     return found
 
 
-def run_on_laptop(
-    ir: Path, arguments: Mapping[str, str], *, run_dir: Path, environment: Mapping[str, str]
-) -> None:
-    """Run the DAG to its end; kfp's and the tasks' output goes to `run_dir`/log.txt.
+class Runner(Protocol):
+    """A way to run a compiled DAG on this machine to its end.
 
-    Raises the error of the task that failed, as its own kind; AssertionError if a task is missing.
+    Raises the error of the task that failed, as its own kind; TaskFailed if a task is missing.
+    """
+
+    def __call__(
+        self, ir: Path, arguments: Mapping[str, str], run_dir: Path, environment: Mapping[str, str]
+    ) -> None:
+        """`environment` is what every task is told; kfp's and the tasks' output goes to a log."""
+
+
+def run_on_laptop(
+    ir: Path, arguments: Mapping[str, str], run_dir: Path, environment: Mapping[str, str]
+) -> None:
+    """A `Runner`: each task is a process, and ends with this one."""
+    from kfp import local
+
+    os.environ.pop("MLFLOW_RUN_ID", None)  # the parent is ours or attached; steps get their own
+    os.environ.update(
+        {**ALWAYS, **environment, RUN_DIR: str(run_dir), RUNNER_PID: str(os.getpid())}
+    )
+    run_dag(ir, arguments, run_dir=run_dir, runner=local.SubprocessRunner(use_venv=False))
+
+
+def run_dag(
+    ir: Path,
+    arguments: Mapping[str, str],
+    *,
+    run_dir: Path,
+    runner: Any,
+    ended: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run the DAG by one of kfp.local's runners; what is printed goes to `run_dir`/log.txt.
+
+    `ended` is looked at when all is over: component to how its process ended, where it is known.
+    Raises as a `Runner`.
     """
     from kfp import local
     from kfp.components import load_component_from_file
@@ -121,16 +154,14 @@ def run_on_laptop(
     shutil.rmtree(run_dir / "tasks", ignore_errors=True)  # records of an attempt that was killed
     (run_dir / "tasks").mkdir(parents=True)
     shutil.rmtree(run_dir / "kfp", ignore_errors=True)
-    surroundings = {**ALWAYS, **environment, RUN_DIR: str(run_dir), RUNNER_PID: str(os.getpid())}
-    os.environ.pop("MLFLOW_RUN_ID", None)  # the parent is ours or attached; steps get their own
-    os.environ.update(surroundings)
+    log_path = run_dir / "log.txt"
     with (
-        (run_dir / "log.txt").open("a", encoding="utf-8", buffering=1) as log,
+        log_path.open("a", encoding="utf-8", buffering=1) as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
         local.init(
-            local.SubprocessRunner(use_venv=False),
+            runner,
             pipeline_root=str(run_dir / "kfp"),
             workspace_root=str(run_dir / "kfp-workspace"),  # kfp.local deletes it
             raise_on_error=False,
@@ -138,11 +169,15 @@ def run_on_laptop(
         load_component_from_file(str(ir))(**arguments)
     shutil.rmtree(run_dir / "kfp", ignore_errors=True)  # outputs live in the steps' state
     records = read_records(run_dir)
-    _assert_ran(task_names(ir), records, not_to_run(ir, records), run_dir / "log.txt")
+    _assert_ran(task_names(ir), records, not_to_run(ir, records), log_path, ended)
 
 
 def _assert_ran(
-    names: list[str], records: dict[str, TaskRecord], skipped: set[str], log: Path
+    names: list[str],
+    records: dict[str, TaskRecord],
+    skipped: set[str],
+    log: Path,
+    ended: Mapping[str, str],
 ) -> None:
     """Every task succeeded but those `skipped`, and none of these was begun."""
     for name in names:
@@ -160,7 +195,10 @@ def _assert_ran(
         if name not in skipped and (name not in records or records[name].state != "SUCCEEDED")
     ]
     if missing:
+        named = {name: re.sub(r"-\d+$", "", name) for name in missing}  # train-2 is a train
+        known = [f"{name} {ended[each]}" for name, each in named.items() if each in ended]
+        why = "; ".join(known) or "killed, or out of memory?"
         raise TaskFailed(
-            f"{', '.join(missing)} never reported success (killed, or out of memory?); "
+            f"{', '.join(missing)} never reported success ({why}); "
             f"the end of {log} says more; the same command continues"
         )
