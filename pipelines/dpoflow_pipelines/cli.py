@@ -25,7 +25,7 @@ from dpoflow_pipelines.run import default_home, runnable
 from dpoflow_pipelines.terminal import Sets, standard_console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dpoflow.contracts.spec import Spec
     from dpoflow_pipelines.backends.laptop import Runner
@@ -91,7 +91,7 @@ def _check_place(place: str, memory: str | None) -> None:
 
 @contextlib.contextmanager
 def _started_on(
-    place: str, spec: "Spec", home: Path, memory: str | None
+    place: str, specs: "Sequence[Spec]", home: Path, memory: str | None
 ) -> "Iterator[Runner | None]":
     """How tasks are started; None for processes of this machine."""
     if place == "processes":
@@ -99,7 +99,7 @@ def _started_on(
         return
     from dpoflow_pipelines.backends.containers import in_containers
 
-    with in_containers(spec, home, memory=memory) as runner:
+    with in_containers(specs, home, memory=memory) as runner:
         yield runner
 
 
@@ -185,7 +185,7 @@ def run(
         check_machine(each)
     show_warnings(console, loaded)
     home = home.resolve()
-    with _started_on(place, loaded, home, memory) as runner:
+    with _started_on(place, specs, home, memory) as runner:
         if points:
             summary = run_spec(loaded, home, console, points=points, runner=runner)
             show_points(console, summary, spec, home, sets or [])

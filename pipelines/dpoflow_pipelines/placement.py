@@ -230,7 +230,7 @@ def placed_for(spec: Spec) -> PlacementConfig:
     found: dict[str, TaskPlacement] = {}
     for task in ("snapshot", "synthesize", "train", "evaluate"):
         given = spec.placement.of(task)
-        filled: dict[str, object] = {"secrets": (*_secrets_of(spec, task), *(given.secrets or ()))}
+        filled: dict[str, object] = {"secrets": (*secrets_of(spec, task), *(given.secrets or ()))}
         if task in GPU_TASKS and given.gpus is None:
             filled["gpus"] = _gpus_of(spec, task)
         found[task] = given.model_copy(update=filled)
@@ -258,7 +258,8 @@ def _gpus_of(spec: Spec, task: str) -> int:
     return (task == "train" and spec.train.processes) or 1
 
 
-def _secrets_of(spec: Spec, task: str) -> Iterator[SecretUse]:
+def secrets_of(spec: Spec, task: str) -> Iterator[SecretUse]:
+    """What one task knows and others do not: keys as variables, the signing key as a file."""
     names_of = spec.placement.secrets
     if task in ("snapshot", "evaluate") and names_of.storage:
         names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]

@@ -4,10 +4,11 @@ A step that outlives a killed runner would write into the state that the next ru
 measured, with kfp.local, SIGKILL of the runner leaves its child alive. Between the two stands a
 shell, so a signal on the parent's death (PR_SET_PDEATHSIG) would watch the wrong process.
 
-Reads   DPOFLOW_RUNNER_PID, set by the laptop backend
+Reads   DPOFLOW_RUNNER_PID, or in a container DPOFLOW_RUNNER_LOCK, set by the laptop's backends
 Gives   `tie_to_runner`; `tie_to_parent` for the processes that a step starts
 """
 
+import fcntl
 import multiprocessing
 import os
 import select
@@ -16,6 +17,8 @@ import threading
 from multiprocessing.process import BaseProcess
 
 RUNNER_PID = "DPOFLOW_RUNNER_PID"
+RUNNER_LOCK = "DPOFLOW_RUNNER_LOCK"
+"""A file that the runner holds with flock: a container knows no process outside."""
 
 
 def _die() -> None:
@@ -23,7 +26,10 @@ def _die() -> None:
 
 
 def tie_to_runner() -> None:
-    """Die the moment the runner does. Without DPOFLOW_RUNNER_PID (on a cluster) nothing happens."""
+    """Die the moment the runner does. On a cluster, where no runner is named, nothing happens."""
+    if lock := os.environ.get(RUNNER_LOCK):
+        threading.Thread(target=_outlast, args=(lock,), daemon=True).start()
+        return
     given = os.environ.get(RUNNER_PID)
     if not given:
         return
@@ -55,6 +61,17 @@ def _wait(runner: int) -> None:
     poll.register(runner, select.POLLIN)  # a pidfd is readable once its process has ended
     poll.poll()
     _die()
+
+
+def _outlast(path: str) -> None:
+    pause = threading.Event()
+    with open(path, "rb") as lock:  # noqa: PTH123  # held open as long as this process lives
+        while not pause.wait(0.5):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            _die()
 
 
 def _poll(runner: int) -> None:

@@ -145,7 +145,7 @@ def run_dag(
 ) -> None:
     """Run the DAG by one of kfp.local's runners; what is printed goes to `run_dir`/log.txt.
 
-    `ended` is looked at when all is over: component to how its process ended, where it is known.
+    `ended` is looked at when all is over: task to how its process ended, where that is known.
     Raises as a `Runner`.
     """
     from kfp import local
@@ -195,8 +195,7 @@ def _assert_ran(
         if name not in skipped and (name not in records or records[name].state != "SUCCEEDED")
     ]
     if missing:
-        named = {name: re.sub(r"-\d+$", "", name) for name in missing}  # train-2 is a train
-        known = [f"{name} {ended[each]}" for name, each in named.items() if each in ended]
+        known = [f"{name} {ended[name]}" for name in missing if name in ended]
         why = "; ".join(known) or "killed, or out of memory?"
         raise TaskFailed(
             f"{', '.join(missing)} never reported success ({why}); "
