@@ -156,7 +156,7 @@ def run(
     """
     from dpoflow_pipelines.grid import show_points
     from dpoflow_pipelines.outline import show_spec, show_warnings
-    from dpoflow_pipelines.run import check_sources
+    from dpoflow_pipelines.run import check_sources, check_suites
     from dpoflow_pipelines.spending import check_judges, show_spending
 
     which = runnable(pipeline)
@@ -164,6 +164,7 @@ def run(
     _check_place(place, memory)
     loaded, points = _load(spec, sets, grid)
     console = standard_console()
+    check_suites(loaded)
     check_sources(loaded)
     check_judges(loaded, keys=not dry_run)  # a dry run sends nothing
     specs = [point.spec for point in points] or [loaded]

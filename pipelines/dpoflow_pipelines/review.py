@@ -119,7 +119,7 @@ def decide(team: Team, console: Console, subject: str, word: str, reason: str) -
     """Set the tag `approval`, as the page does. Raises GateNotPassed, ConfigError."""
     name, number = subject_of(subject)
     value = f"{word}: {reason_of(reason)}"
-    version_of(team, name, number)  # a typo is no refusal
+    _check_there(team, name, number)  # a typo is no refusal
     with _of_whom(team, name, number):
         team.post(
             f"{MLFLOW}/model-versions/set-tag",
@@ -130,6 +130,16 @@ def decide(team: Team, console: Console, subject: str, word: str, reason: str) -
         )
     done = "approved; the promoter makes it champion" if word == "approve" else "rejected"
     console.print(f"{name}/{number} is {done}", highlight=False)
+
+
+def _check_there(team: Team, name: str, number: str) -> None:
+    try:
+        version_of(team, name, number)
+    except (Refused, ConfigError) as error:
+        raise ConfigError(
+            f"{name}/{number} is not there for {team.user} ({error}); dpoflow review list shows "
+            "what waits"
+        ) from None
 
 
 @contextlib.contextmanager

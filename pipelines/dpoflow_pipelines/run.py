@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 
 from dpoflow.contracts.base import canonical_json
-from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed, ServiceUnavailable
+from dpoflow.contracts.errors import (
+    ConfigError,
+    DataRejected,
+    DpoflowError,
+    GateNotPassed,
+    ServiceUnavailable,
+)
 from dpoflow.contracts.results import MlflowSummary, RunState, RunSummary
 from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.registry.submission import QUOTED, open_submission
 from dpoflow.sources import remote
-from dpoflow.sources.files import data_files
+from dpoflow.sources.files import data_files, local_path
 from dpoflow.state import files
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
@@ -112,6 +118,30 @@ def check_sources(spec: Spec) -> None:
             f"{key} {uri} {what}; name a folder with safetensors and a tokenizer, "
             "package://PACKAGE/FILE.gguf, or hf://ORG/NAME@REVISION"
         )
+
+
+def check_suites(spec: Spec) -> None:
+    """Whether questions and answers of suites that lie here are what their kind takes.
+
+    Evaluation comes last, and reads them again as they were pinned. Raises ConfigError,
+    DataRejected.
+    """
+    from dpoflow.evaluate.suites import read_suite
+    from dpoflow_pipelines.rows import local_rows
+
+    for number, suite in enumerate(spec.evaluate.suites):
+        where = f"evaluate.suites[{number}] ({suite.name})"
+        files = [each for each in (suite.uri, suite.answers) if each is not None]
+        if any(remote.is_remote(each) for each in files):
+            continue
+        for each in files:
+            if not local_path(each).exists():
+                raise ConfigError(f"{where}: {each} does not exist; name a file of the suite")
+        answers = () if suite.answers is None else local_rows(suite.answers, where)
+        try:
+            read_suite(suite, local_rows(suite.uri, where), answers)
+        except DataRejected as error:
+            raise DataRejected(f"{where}: {error}") from None
 
 
 def check_machine(spec: Spec) -> None:

@@ -59,7 +59,8 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
             f"  dpoflow trace {version.model}/{version.version} --home {shlex.quote(_short(home))}",
         ]
         if memory(home / "runs" / summary.run_id).get("submission"):
-            lines.insert(2, "  → Tags → approval = approve: REASON, or reject: REASON")
+            approved = "approve: REASON, or " * (summary.evaluation.get("verdict") == "promote")
+            lines.insert(2, f"  → Tags → approval = {approved}reject: REASON")
         console.print("\n".join(lines), markup=False, highlight=False)
     show_cost(console, summary)
     show_files(console, home, summary)

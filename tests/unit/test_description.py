@@ -57,6 +57,23 @@ def test_what_cannot_be_approved_is_not_said_to_be() -> None:
     assert "names no submission" in page(submitted=False)
 
 
+def test_a_gate_that_the_spec_loosened_is_told_with_what_is_usual() -> None:
+    document = Decision(
+        verdict="promote",
+        sentence="It won.",
+        gates=(),
+        against={},
+        measures={},
+        digests={},
+        own_gates={"win_rate": ("0.5", "0.05"), "equal_length": ("0.5", "off")},
+    )
+
+    told = describe(document, None, chain(), PLACES, submitted=True)
+
+    assert "`win_rate` is 0.05, usually 0.5; `equal_length` is off, usually 0.5." in told
+    assert "sets otherwise" not in page()
+
+
 def test_every_artifact_down_to_the_sources_is_named_once_by_its_whole_digest() -> None:
     assert re.findall(r"^\| ([a-z.]+)&emsp; \| `(\w{64})`&emsp; \|$", page(), re.MULTILINE) == [
         ("train.policy", "p" * 64),

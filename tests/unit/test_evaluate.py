@@ -276,6 +276,25 @@ def judged(against: str, won: int, lost: int, unreadable: int) -> list[Compariso
     ]  # fmt: skip
 
 
+def test_a_regression_that_finds_nothing_decides_nothing_at_equal_length() -> None:
+    rows = judged("base", won=6, lost=9, unreadable=0)  # 40 %, all of one length
+
+    document = document_of(EvaluateConfig(), rows, Measured(), {})
+
+    assert document.against["base"].at_equal_length == 0.5
+    (gate,) = (each for each in document.gates if each.name == "equal_length_base")
+    assert (gate.passed, gate.undecided) == (False, True)
+
+
+def test_gates_that_a_spec_sets_for_itself_stand_in_the_decision_beside_the_usual() -> None:
+    config = EvaluateConfig.model_validate({"gates": {"win_rate": 0.05, "equal_length": None}})
+
+    own = document_of(config, compared(), Measured(), {}).own_gates
+
+    assert own == {"win_rate": ("0.5", "0.05"), "equal_length": ("0.5", "off")}
+    assert document_of(EvaluateConfig(), compared(), Measured(), {}).own_gates == {}
+
+
 def decided(judge: dict[str, Any], rows: list[Comparison], **gates: Any) -> Decision:
     """What a judge makes of these, where every other gate holds."""
     config = EvaluateConfig.model_validate(
@@ -404,7 +423,8 @@ def test_too_few_prompts_are_inconclusive_however_good_they_look() -> None:
         ({"heldout_rubric": Interval(value=-0.01, low=-0.1, high=0.08, n=60)}, "reject"),
         ({"champion_win_rate": Interval(value=0.55, low=0.44, high=0.66, n=60)}, "inconclusive"),
         ({"champion_win_rate": Interval(value=0.3, low=0.2, high=0.4, n=60)}, "reject"),
-        ({"equal_length": 0.5}, "reject"),
+        ({"equal_length": 0.49}, "reject"),
+        ({"equal_length": 0.5}, "inconclusive"),  # the regression found nothing
         ({"perplexity_ratio": 1.31}, "reject"),
         ({"heldout_perplexity_ratio": 2.1}, "reject"),
         ({"duplicate_answers": 0.31}, "reject"),

@@ -13,7 +13,7 @@ from tests.e2e.job import SPEC, SmallJob
 from tests.tiny import tiny_folder
 from typer.testing import CliRunner
 
-from dpoflow.contracts.errors import ConfigError
+from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.results import RunSummary
 from dpoflow.contracts.spec_file import load_spec
 from dpoflow.state import files
@@ -72,6 +72,30 @@ def test_a_dry_run_needs_no_key_and_a_run_does(
     assert "JUDGE_KEY is not set" in str(ended.exception)
     assert "JUDGE_KEY" not in with_key
     assert "the-judge: with the longest answers about" in with_key
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("id,question,type\n1,May I?,safe\n", "'prompt' is missing"),
+        ("id,prompt,type\n1,May I?,safe\n2,May I?,safe\n", "asks what suite.csv:1 asks"),
+        ("id,prompt,type\n", "suite.csv holds no rows"),
+        (None, "suite.csv does not exist; name a file of the suite"),
+    ],
+)
+def test_a_suite_that_evaluation_would_refuse_is_refused_before_anything_is_spent(
+    job: SmallJob, rows: str | None, said: str
+) -> None:
+    suite = job.folder / "suite.csv"
+    if rows is not None:
+        suite.write_text(rows, encoding="utf-8")
+    named = f"evaluate.suites=[{{name: safe, kind: xstest, uri: {suite}}}]"
+
+    for dry in ([], ["--dry-run"]):
+        refused = CliRunner().invoke(app, ["run", job.spec, "--set", named, *dry])
+        assert isinstance(refused.exception, DataRejected if rows is not None else ConfigError)
+        assert str(refused.exception).startswith("evaluate.suites[0] (safe): ")
+        assert said in str(refused.exception)
 
 
 def test_a_spec_without_a_judge_is_told_the_way_out(job: SmallJob) -> None:

@@ -328,6 +328,8 @@ class Decision(Contract):
     people's labels."""
     changed: dict[str, tuple[str, str]] = {}
     """What the candidate was made with and the champion was not: (champion's, candidate's)."""
+    own_gates: dict[str, tuple[str, str]] = {}
+    """Knobs of `evaluate.gates` that the spec sets otherwise than is usual: (usual, here)."""
     digests: dict[str, str]
     """sha256 of each: policy, base, champion, heldout, judges, answers, config, code, image; and
     what the policy was made from, as `policy.pairs`, `policy.reference`."""

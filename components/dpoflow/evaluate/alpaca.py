@@ -134,9 +134,10 @@ def _controlled(
     source = difficulty or gamed
     indices = [at if each.instruction is None else each.instruction for at, each in enumerate(told)]
     if missing := [index for index in indices if index not in by_index]:
+        more = f" and {len(missing) - 1} others" * (len(missing) > 1)
         raise DataRejected(
-            f"{source} knows no difficulty of instruction {missing[0]} and {len(missing) - 1} "
-            "others; for instructions of your own leave --difficulty and --gamed out"
+            f"{source} knows no difficulty of instruction {missing[0]}{more}; for instructions of "
+            "your own leave --difficulty and --gamed out"
         )
     hard = np.array([by_index[index] for index in indices])
     return length_controlled(preferred, shorter, hard, known.data if known else None)
@@ -177,7 +178,10 @@ def _gamed_row(row: Any) -> tuple[int, float, float, float, float]:
 
 
 def _finite(row: Any, name: str) -> float:
-    value = float(row[name])
+    try:
+        value = float(row[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {row[name]!r}, which is no number") from None
     if not np.isfinite(value):
         raise ValueError(f"{name} is {row[name]}")
     return value

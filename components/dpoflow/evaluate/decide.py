@@ -71,7 +71,7 @@ def _asked(gates: GateConfig, seen: Evidence) -> Iterator[Gate]:
     if champion is not None and gates.champion_win_rate is not None:
         yield _superior(win_rate_gate(CHAMPION), gates.champion_win_rate, champion.win_rate)
     for name, opponent in seen.against.items():
-        yield from _above(f"equal_length_{name}", gates.equal_length, opponent.at_equal_length)
+        yield from _equal_length(name, gates.equal_length, opponent.at_equal_length)
     yield from _heldout(gates, seen.heldout_rubric)
     yield from _at_most("perplexity_ratio", gates.perplexity_ratio, measured("perplexity_ratio"))
     yield from _at_most(
@@ -256,9 +256,15 @@ def _measured(name: str, asked: str, seen: float | None, holds: bool) -> Gate:
     return Gate(name=name, asked=asked, seen=f"{seen:.3f}", passed=holds)
 
 
-def _above(name: str, bound: float | None, seen: float | None) -> Iterator[Gate]:
+def _equal_length(opponent: str, bound: float | None, seen: float | None) -> Iterator[Gate]:
+    """Missed, but undecided, at a half to the last digit.
+
+    So few comparisons then agree that the regression's penalty leaves no weight: more may.
+    """
     if bound is not None:
-        yield _measured(name, f"above {bound:g}", seen, seen is not None and seen > bound)
+        holds = seen is not None and seen > bound
+        gate = _measured(f"equal_length_{opponent}", f"above {bound:g}", seen, holds)
+        yield gate.model_copy(update={"undecided": not holds and seen == 0.5})
 
 
 def _at_most(name: str, bound: float | None, seen: float | None) -> Iterator[Gate]:

@@ -25,7 +25,7 @@ from dpoflow.contracts.results import (
     SuiteScores,
     Test,
 )
-from dpoflow.contracts.spec import EvaluateConfig
+from dpoflow.contracts.spec import EvaluateConfig, GateConfig
 from dpoflow.evaluate.decide import Evidence, Unread, decide, gate_of
 from dpoflow.evaluate.heard import BASE, HELDOUT
 from dpoflow.evaluate.length_control import MIN_COMPARISONS, length_controlled
@@ -104,9 +104,25 @@ def document_of(
         judge=judge_id(config.judge, "all") if config.judge else None,
         qualification=model_judge.qualification if model_judge else None,
         changed=dict(measured.changed),
+        own_gates=dict(_own_gates(config.gates)),
         digests={**digests, "config": sha256_json(config), "code": code_digest()},
         signer=config.signer,
     )
+
+
+def _own_gates(gates: GateConfig) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Where the spec asks for something else than is usual: a reviewer should know."""
+    usual = GateConfig()
+    for name in GateConfig.model_fields:
+        told = [getattr(each, name) for each in (usual, gates)]
+        if told[0] != told[1]:
+            yield (
+                name,
+                (
+                    "off" if told[0] is None else str(told[0]),
+                    "off" if told[1] is None else str(told[1]),
+                ),
+            )
 
 
 def read_decision(folder: Path) -> Decision:

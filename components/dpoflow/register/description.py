@@ -57,6 +57,7 @@ def describe(
         (
             f"**{document.verdict}**: {plain(document.sentence)}",
             _how_to(document, submitted=submitted),
+            *_own_gates(document),
             _gates(document),
             _reports(places),
             _lineage(chain),
@@ -77,6 +78,15 @@ def _how_to(document: Decision, *, submitted: bool) -> str:
     if document.verdict != "promote":
         return REJECT_ONLY.format(verdict=document.verdict)
     return HOW_TO
+
+
+def _own_gates(document: Decision) -> Iterator[str]:
+    if document.own_gates:
+        told = (
+            f"`{name}` is {plain(here)}, usually {plain(usual)}"
+            for name, (usual, here) in document.own_gates.items()
+        )
+        yield f"**Gates that this spec sets otherwise:** {'; '.join(told)}."
 
 
 def _gates(document: Decision) -> str:

@@ -100,7 +100,7 @@ def read_rows(
         empty = False
         yield f"{name}:{number}", row
     if empty:
-        raise DataRejected(f"{name} holds no rows; remove it from data.sources or fill it")
+        raise DataRejected(f"{name} holds no rows; fill it, or take it out of the spec")
 
 
 def suffix_of(name: str) -> str | None:
