@@ -1,4 +1,4 @@
-"""retrain: `align` where there is something to learn, for a schedule; else it ends in seconds.
+"""retrain: `align` where there is something to learn, for a schedule; else it ends without.
 
 snapshot ─ decide ─┬ train: validate ─ synthesize ─ merge ─ train ─ evaluate ─ register
                    └ skip                                                  conclude (always)

@@ -23,10 +23,8 @@ def show_alpaca(console: Console, scores: AlpacaScores) -> None:
     error = scores.standard_error
     told = [
         ("win rate", f"{scores.win_rate:.2f}% ± {error:.2f}"),
-        (
-            "at equal length",
-            f"{scores.length_controlled_winrate:.2f}% ± {scores.lc_standard_error:.2f}",
-        ),
+        # Without an error: the published one is of the fitted rates, and leaves the fit's own out.
+        ("at equal length", f"{scores.length_controlled_winrate:.2f}%"),
         ("rounded to wins and losses", f"{scores.discrete_win_rate:.2f}%"),
         ("won, lost, drawn", f"{scores.n_wins}, {scores.n_wins_base}, {scores.n_draws}"),
     ]

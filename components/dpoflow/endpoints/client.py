@@ -272,7 +272,9 @@ class Endpoint:
         """At most a line of what was said, never the key."""
         if isinstance(said, dict):
             said = said.get("message", said)
-        text = " ".join(str(said).split())
+        text = " ".join(str(said).split()).replace(
+            " ssl:default", ""
+        )  # aiohttp's, of plain http too
         return (text.replace(self._key, "[key]") if self._key else text)[:300]
 
     @property
