@@ -131,10 +131,16 @@ class SmallJob:
 
     @staticmethod
     def wait_for(
-        process: "subprocess.Popen[str]", home: Path, task: str, *, phase: str = "", done: int = 0
+        process: "subprocess.Popen[str]",
+        home: Path,
+        task: str,
+        *,
+        phase: str = "",
+        done: int = 0,
+        within_s: float = 200,
     ) -> None:
         """Return once `task` of the running process is in `phase` and has done so much."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             if _reached(home, task, phase, done):

@@ -270,7 +270,7 @@ def test_the_main_job_runs_in_containers_and_goes_on_where_it_was_killed(
 ) -> None:
     command = ("run", job.spec, "--home", str(tmp_path), "--on", "containers")
     process = job.start(*command)
-    job.wait_for(process, tmp_path, "train", phase="train", done=2)
+    job.wait_for(process, tmp_path, "train", phase="train", done=2, within_s=800)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     [run_dir] = (tmp_path / "runs").iterdir()
@@ -302,7 +302,7 @@ def test_the_main_job_runs_in_containers_and_goes_on_where_it_was_killed(
 
 def test_what_is_stopped_leaves_no_container(job: SmallJob, tmp_path: Path) -> None:
     process = job.start("run", job.spec, "--home", str(tmp_path), "--on", "containers")
-    job.wait_for(process, tmp_path, "validate")
+    job.wait_for(process, tmp_path, "validate", within_s=400)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
 
