@@ -339,7 +339,7 @@ def test_a_panel_asks_all_of_its_judges(tmp_path: Path) -> None:
 
 
 def test_repeats_are_asked_apart_and_outvote_a_slip(tmp_path: Path) -> None:
-    """One of three repeats is upside down in both orders."""
+    """One of three repeats is upside down in both orders: the first, as they come one by one."""
     turns: dict[str, int] = {}
 
     def script(body: dict[str, Any], attempt: int) -> Action:
@@ -350,7 +350,7 @@ def test_repeats_are_asked_apart_and_outvote_a_slip(tmp_path: Path) -> None:
         return Say(verdict(wrong if turns[text] == 1 else right))
 
     with ScriptedServer(script) as server:
-        judge = config(server, repeats=3, temperature=0.7)
+        judge = config(server, repeats=3, temperature=0.7, endpoint={"concurrency": 1})
         (told,) = decide(judge, tmp_path / "kept", [(GOOD, BAD)])
         assert sum(server.seen.values()) == 6
 
