@@ -272,9 +272,8 @@ class Endpoint:
         """At most a line of what was said, never the key."""
         if isinstance(said, dict):
             said = said.get("message", said)
-        text = " ".join(str(said).split()).replace(
-            " ssl:default", ""
-        )  # aiohttp's, of plain http too
+        text = " ".join(str(said).split())
+        text = text.replace(" ssl:default", "")  # aiohttp says it of plain http, too
         return (text.replace(self._key, "[key]") if self._key else text)[:300]
 
     @property
