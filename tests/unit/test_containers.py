@@ -143,6 +143,7 @@ def test_a_store_of_mlflow_that_no_container_sees_is_refused(
         ({"compile": True}, None, r"train\.compile: our images have not"),
         ({"method": "lora", "lora": {"bits": 4}}, None, r"train\.lora\.bits without a GPU"),
         ({}, "much", "--memory much is no size; give one such as 8g"),
+        ({}, "-1", "--memory -1 is no size; give one such as 8g"),
     ],
 )
 def test_what_cannot_be_run_in_containers_is_told_before_an_engine_is_asked(

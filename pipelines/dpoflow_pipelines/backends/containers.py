@@ -82,7 +82,7 @@ class Containers:
         try:
             self._remove_all(run_dir)  # of a runner that was killed
         except lost as error:
-            raise ServiceUnavailable(f"the container engine does not answer: {error}") from None
+            raise ServiceUnavailable(f"the container engine failed: {error}") from None
         for left in run_dir.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left)
         try:
@@ -195,15 +195,17 @@ def in_containers(
                 _settings(client, memory, gpu=gpu),
             )
         except lost as error:
-            raise ServiceUnavailable(f"the container engine does not answer: {error}") from None
+            raise ServiceUnavailable(f"the container engine failed: {error}") from None
         yield how.run
 
 
 def _check_memory(memory: str | None) -> None:
     try:
-        docker.utils.parse_bytes(memory or "1g")
+        most = docker.utils.parse_bytes(memory or "1g")
     except errors.DockerException:
-        raise ConfigError(f"--memory {memory} is no size; give one such as 8g") from None
+        most = 0
+    if most <= 0:
+        raise ConfigError(f"--memory {memory} is no size; give one such as 8g")
 
 
 def _check_spec(spec: "Spec", *, gpu: bool) -> None:
