@@ -26,10 +26,9 @@ from rich.console import Console
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.registry.versions import aliased
-from dpoflow.state.step import find
+from dpoflow.state.step import find, read_records
 from dpoflow.tracking.settings import local_uri, public
 from dpoflow_pipelines.backends.cluster import BACKEND
-from dpoflow_pipelines.backends.laptop import read_records
 from dpoflow_pipelines.runs import in_use, memory
 
 TRASH = ".trash"

@@ -26,6 +26,7 @@ from dpoflow_pipelines.images_lock import default_lock, read_lock
 from dpoflow_pipelines.placement import TIMEOUT_S, placed_for, wanted
 from dpoflow_pipelines.progress import task_table
 from dpoflow_pipelines.runs import find_run, memory
+from dpoflow_pipelines.show import show_figures
 
 SCHEDULED: RunnableName = "retrain"
 """The DAG that schedules run."""
@@ -111,6 +112,7 @@ def submit_spec(
     except KeyboardInterrupt:
         console.print(f"the run goes on; dpoflow status {there.run_id} tells how far it is")
         raise
+    _show_summary(console, there.folder)
 
 
 def _watch(console: Console, api: KfpApi, folder: Path) -> None:
@@ -148,6 +150,15 @@ def show_cluster_status(console: Console, folder: Path) -> None:
     )
     if said:
         console.print(f"error: {said}", markup=False, highlight=False)
+    if state in cluster.ENDED:
+        _show_summary(console, folder)
+
+
+def _show_summary(console: Console, folder: Path) -> None:
+    """The verdict and the cost, where the run's end left them and MLflow is in reach."""
+    summary = cluster.summary_of(folder)
+    if summary is not None:
+        show_figures(console, summary)
 
 
 def cancel_run(console: Console, home: Path, run_id: str) -> None:

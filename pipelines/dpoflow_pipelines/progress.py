@@ -17,8 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dpoflow.state.events import Event, read_events, seconds_text
-from dpoflow.state.step import RETRIES, TaskRecord
-from dpoflow_pipelines.backends.laptop import read_records
+from dpoflow.state.step import RETRIES, TaskRecord, read_records
 
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = 24

@@ -31,9 +31,11 @@ from dpoflow.registry.submission import QUOTED, open_submission
 from dpoflow.sources import remote
 from dpoflow.sources.files import data_files, local_path
 from dpoflow.state import files
+from dpoflow.state.step import read_records
+from dpoflow.state.summary import NO_VERDICT, summarise
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
-from dpoflow_pipelines.runs import IR, NO_VERDICT, Run, claim_run, summarise
+from dpoflow_pipelines.runs import IR, Run, claim_run
 
 if TYPE_CHECKING:
     from dpoflow.contracts.placement import PlacementConfig
@@ -216,7 +218,6 @@ def _run(
     run.remember(mlflow_run_id=tracked.run_id)
     from dpoflow_pipelines.backends.laptop import (
         not_to_run,
-        read_records,
         run_on_laptop,
         task_names,
     )
@@ -232,10 +233,12 @@ def _run(
     def conclude(state: RunState, error: str | None) -> RunSummary:
         records = read_records(run.folder)
         summary = summarise(
-            run,
-            spec.name,
-            names,
+            run.home,
             records,
+            run_id=run.run_id,
+            name=spec.name,
+            pipeline=run.pipeline,
+            tasks=names,
             skipped=not_to_run(ir, records),
             state=state,
             error=error,

@@ -4,8 +4,8 @@
     HOME/summary.json                     copy of the latest
 
 Reads   the home
-Gives   `claim_run`, `find_run`, `in_use`, `is_held`, `memory`, `Run`, `summarise`
-Not     running (backends/), drawing (progress.py)
+Gives   `claim_run`, `find_run`, `in_use`, `is_held`, `memory`, `Run`
+Not     running (backends/), drawing (progress.py), what stands in a summary (state/summary.py)
 """
 
 import contextlib
@@ -19,27 +19,11 @@ from typing import Any
 
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
-from dpoflow.contracts.results import (
-    DecideResult,
-    Decision,
-    MlflowSummary,
-    PointSummary,
-    RegisterResult,
-    RunState,
-    RunSummary,
-    TaskSummary,
-    TrainResult,
-)
 from dpoflow.contracts.spec import RunnableName, Spec
 from dpoflow.state import files
-from dpoflow.state.step import TaskRecord, find
-from dpoflow.state.usage import cost_of
 
 IR = "pipeline.yaml"
 """The compiled DAG, in a run's folder."""
-
-NO_VERDICT = "none"
-"""Of a run that found nothing to learn: there is no candidate."""
 
 
 @dataclass(frozen=True)
@@ -149,91 +133,3 @@ def find_run(home: Path, run_id: str | None) -> Path:
     if not folders:
         raise ConfigError(f"no run under {home} yet; start one with: dpoflow run SPEC")
     return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
-
-
-def summarise(
-    run: Run,
-    name: str,
-    tasks: list[str],
-    records: dict[str, TaskRecord],
-    *,
-    skipped: set[str],
-    state: RunState,
-    error: str | None,
-    mlflow: MlflowSummary | None,
-    grid: Mapping[str, list[str]] | None = None,
-) -> RunSummary:
-    """The run in one page, from what its tasks recorded. `skipped` are not to run."""
-    home = run.home
-    results = {name: record.result for name, record in records.items() if record.result}
-    data: dict[str, object] = {}
-    if "snapshot" in results:
-        data["digest"] = results["snapshot"]["data_digest"]
-        data["model_digest"] = results["snapshot"]["model_digest"]
-    for step in ("validate", "synthesize", "merge"):
-        if step in results:
-            data[step] = results[step]
-    decided = DecideResult.model_validate(results["decide"]) if "decide" in results else None
-    evaluation = _evaluation(home, records, "")
-    if decided is not None and decided.decision == "skip":
-        evaluation = {"verdict": NO_VERDICT, "sentence": decided.sentence}
-    return RunSummary(
-        run_id=run.run_id,
-        name=name,
-        state=state,
-        error=error,
-        pipeline=run.pipeline,
-        retrain=decided,
-        tasks=tuple(_task(task, records.get(task), skipped=task in skipped) for task in tasks),
-        data=data,
-        train=_trained(results, ""),
-        evaluation=evaluation,
-        registry=RegisterResult.model_validate(results["register"])
-        if "register" in results
-        else None,
-        points=tuple(
-            PointSummary(
-                sets=tuple(sets),
-                train=_trained(results, suffix),
-                evaluation=_evaluation(home, records, suffix),
-            )
-            for suffix, sets in _by_suffix(grid)
-        ),
-        cost=cost_of(records.values()),
-        mlflow=mlflow,
-    )
-
-
-def _by_suffix(grid: Mapping[str, list[str]] | None) -> Iterator[tuple[str, list[str]]]:
-    for name, sets in (grid or {}).items():
-        yield "" if name == "-1" else name, sets
-
-
-def _trained(results: Mapping[str, dict[str, Any]], suffix: str) -> TrainResult | None:
-    found = results.get(f"train{suffix}")
-    return TrainResult.model_validate(found) if found else None
-
-
-def _evaluation(home: Path, records: Mapping[str, TaskRecord], suffix: str) -> dict[str, object]:
-    record = records.get(f"evaluate{suffix}")
-    if record is None or not record.result:
-        return {}
-    evaluation: dict[str, object] = dict(record.result)
-    folder = find(home, record.outputs["decision"])
-    if folder is not None:
-        decision = Decision.model_validate_json((folder / "decision.json").read_text("utf-8"))
-        evaluation["gates"] = [gate.model_dump() for gate in decision.gates]
-        evaluation["measures"] = decision.measures
-    return evaluation
-
-
-def _task(name: str, record: TaskRecord | None, *, skipped: bool) -> TaskSummary:
-    if record is None:
-        return TaskSummary(name=name, state="SKIPPED" if skipped else "PENDING")
-    return TaskSummary(
-        name=name,
-        state=record.state,
-        seconds=round(record.ended - record.started, 1) if record.ended else 0.0,
-        reused=record.reused,
-        message=record.error or "",
-    )

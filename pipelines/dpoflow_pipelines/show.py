@@ -1,8 +1,8 @@
 """What a person sees of runs, verdicts and chains of evidence.
 
 Reads   summaries, decisions, manifests
-Gives   `show_summary`, `show_cost`, `show_files`, `show_verdict`, `show_decision`, `show_status`,
-        `show_trace`, `show_pulled`
+Gives   `show_summary`, `show_figures`, `show_cost`, `show_files`, `show_verdict`, `show_decision`,
+        `show_status`, `show_trace`, `show_pulled`
 Not     live progress (progress.py)
 """
 
@@ -19,10 +19,10 @@ from rich.table import Table
 
 from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
-from dpoflow.contracts.results import RunSummary, TaskCost
+from dpoflow.contracts.results import RegisterResult, RunSummary, TaskCost
 from dpoflow.sources.pinned import read_pinned
-from dpoflow.state.step import find
-from dpoflow_pipelines.backends.laptop import not_to_run, read_records, task_names
+from dpoflow.state.step import find, read_records
+from dpoflow_pipelines.backends.laptop import not_to_run, task_names
 from dpoflow_pipelines.progress import settled, task_table
 from dpoflow_pipelines.runs import IR, find_run, is_held, memory
 
@@ -47,8 +47,7 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
     show_verdict(console, home, summary)
     if summary.registry and summary.mlflow:
         version = summary.registry
-        console.print(f"\nrecorded [bold]{version.model}/{version.version}[/]", end="")
-        console.print(f", alias {version.alias}" if version.alias else ", no alias")
+        _show_version(console, version)
         place = summary.mlflow.tracking_uri
         console.print("\nnext, for a reviewer:", style="bold")
         lines = [
@@ -64,6 +63,20 @@ def show_summary(console: Console, summary: RunSummary, home: Path) -> None:
         console.print("\n".join(lines), markup=False, highlight=False)
     show_cost(console, summary)
     show_files(console, home, summary)
+
+
+def show_figures(console: Console, summary: RunSummary) -> None:
+    """What is known of a run whose artifacts are elsewhere."""
+    show_decision(console, summary)
+    _show_gates(console, summary)
+    if summary.registry:
+        _show_version(console, summary.registry)
+    show_cost(console, summary)
+
+
+def _show_version(console: Console, version: RegisterResult) -> None:
+    console.print(f"\nrecorded [bold]{version.model}/{version.version}[/]", end="")
+    console.print(f", alias {version.alias}" if version.alias else ", no alias")
 
 
 def show_cost(console: Console, summary: RunSummary) -> None:
@@ -120,12 +133,18 @@ def _print_path(console: Console, what: str, path: Path) -> None:
 
 
 def show_verdict(console: Console, home: Path, summary: RunSummary | None = None) -> None:
-    """Gates as a table, then the first few comparisons in the order of their ids."""
+    """The first few comparisons in the order of their ids, then the gates as a table."""
     summary = summary or _summary(home)
     if summary is None or not summary.evaluation.get("gates"):
         return
-    colour = {"promote": "green", "reject": "red"}.get(str(summary.evaluation["verdict"]), "yellow")
     _show_answers(console, home, summary)
+    _show_gates(console, summary)
+
+
+def _show_gates(console: Console, summary: RunSummary) -> None:
+    if not summary.evaluation.get("gates"):
+        return
+    colour = {"promote": "green", "reject": "red"}.get(str(summary.evaluation["verdict"]), "yellow")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "asked", "seen", ""):
         table.add_column(column)

@@ -18,8 +18,9 @@ from tests.tiny import tiny_folder
 from dpoflow.contracts.errors import ConfigError, DpoflowError
 from dpoflow.contracts.spec import DataConfig, SourceConfig, Spec
 from dpoflow.images import CPU
+from dpoflow.state.step import read_records
 from dpoflow_pipelines.backends.containers import LABEL, in_containers
-from dpoflow_pipelines.backends.laptop import TaskFailed, read_records
+from dpoflow_pipelines.backends.laptop import TaskFailed
 
 pytestmark = [
     pytest.mark.full,

@@ -25,7 +25,7 @@ from tests.tiny import WORDS, tiny_folder
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet
 from dpoflow.contracts.spec_file import load_spec
 from dpoflow.promote.step import run as promote
-from dpoflow_pipelines.backends.laptop import read_records
+from dpoflow.state.step import read_records
 from dpoflow_pipelines.run import run_spec
 from dpoflow_pipelines.show import show_summary
 

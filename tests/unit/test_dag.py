@@ -10,11 +10,11 @@ from kfp import compiler, dsl
 
 from dpoflow.contracts.errors import DataRejected
 from dpoflow.contracts.spec import PipelineName
+from dpoflow.state.step import read_records
 from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.laptop import (
     TaskFailed,
     not_to_run,
-    read_records,
     run_on_laptop,
     task_names,
 )

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import load_text
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DataRejected
+from dpoflow.contracts.results import RunSummary, Used
 from dpoflow.contracts.spec import Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.registry.run_start import start_run
-from dpoflow.state.step import begin
+from dpoflow.state.step import TaskRecord, begin
 from dpoflow.state.surroundings import RUN_DIR, join_run
 from dpoflow.tracking.conclude import run as conclude
 from dpoflow.tracking.pipeline_run import open_run
@@ -21,6 +23,7 @@ NAMES = (
     *("DPOFLOW_MLFLOW_PARENT", "DPOFLOW_MLFLOW_EXPERIMENT", "DPOFLOW_MLFLOW_CLOSES"),
     *("DPOFLOW_SUBMISSION", "MLFLOW_RUN_ID", RUN_DIR),
 )
+GPU_HOUR = Used(gpu_seconds=3600)
 
 
 @pytest.fixture
@@ -39,6 +42,12 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     anew()
     return anew
+
+
+def leave(folder: Path, record: TaskRecord) -> None:
+    """As a task does at its end."""
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    (folder / "tasks" / f"{record.name}.json").write_text(record.model_dump_json())
 
 
 def told(**more: Any) -> str:
@@ -89,6 +98,40 @@ def test_a_run_that_goes_on_does_not_keep_what_ended_its_earlier_attempt(
     assert ended.info.status == "FINISHED"
     assert ended.data.tags["dpoflow.state"] == "SUCCEEDED"
     assert "dpoflow.message" not in ended.data.tags
+
+
+def test_the_end_leaves_the_run_in_one_page_on_the_volume_and_in_mlflow(
+    tmp_path: Path, pod: Any
+) -> None:
+    start_run(told(), tmp_path)
+    folder, opened = tmp_path / "runs" / "0c0ffee0-1", os.environ["DPOFLOW_MLFLOW_PARENT"]
+    version = {"model": "desk", "version": 3, "alias": "challenger", "digest": "d", "uri": "u"}
+    leave(folder, TaskRecord(name="train", state="SUCCEEDED", started=2, ended=602, used=GPU_HOUR))
+    leave(folder, TaskRecord(name="snapshot", state="SUCCEEDED", started=1, ended=1.5))
+    leave(
+        folder, TaskRecord(name="register", state="SUCCEEDED", started=3, ended=4, result=version)
+    )
+
+    pod()
+    begin("conclude").simply(conclude, state="SUCCEEDED", message="")
+
+    there = RunSummary.model_validate_json((folder / "summary.json").read_text("utf-8"))
+    assert [(task.name, task.seconds) for task in there.tasks] == [
+        ("snapshot", 0.5),
+        ("train", 600.0),
+        ("register", 1.0),
+    ]
+    assert (there.run_id, there.name, there.state, there.error) == (
+        "desk-1",
+        "desk",
+        "SUCCEEDED",
+        None,
+    )
+    assert there.cost is not None
+    assert there.cost.gpu_hours == 1.0
+    assert there.registry is not None
+    assert there.registry.version == 3
+    assert load_text(f"runs:/{opened}/summary.json") == (folder / "summary.json").read_text("utf-8")
 
 
 def test_a_platforms_run_that_is_tried_again_does_not_keep_it_either(

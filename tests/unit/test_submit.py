@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from pydantic import ValidationError
 from tests.fakes.kfp_api import CUT, FakeKfp, times
 from tests.fakes.kubernetes_objects import FakeObjects
+from tests.mlflow_server import ADMIN, PASSWORD, MlflowServer
 from typer.testing import CliRunner, Result
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
+from dpoflow.contracts.results import RegisterResult, RunCost, RunSummary, TaskCost
 from dpoflow.contracts.spec import Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.images import CPU, GPU
 from dpoflow.state.step import TaskRecord
+from dpoflow.tracking.pipeline_run import KFP_TAG
 from dpoflow_pipelines.backends import cluster
 from dpoflow_pipelines.backends.cluster import OnCluster, await_end, cancel, compiled_for, submit
 from dpoflow_pipelines.backends.ir import read_ir
@@ -474,6 +478,45 @@ def test_the_command_tells_where_to_look_and_ends_as_the_run_does(
     status = command("status", run_id, "--home", str(tmp_path / "home")).stdout
     assert status.startswith(f"{run_id} FAILED")
     assert "error: train: OOMKilled (137)" in status
+
+
+def test_the_status_of_a_run_that_ended_tells_its_version_and_cost_from_mlflow(
+    kfp: FakeKfp, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = str(tmp_path / "home")
+    server = MlflowServer(tmp_path / "mlflow").start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        run_id = command(*asked).stdout.split()[1]
+        before = command("status", run_id, "--home", home).stdout
+        _leave_summary(kfp.run().run_id)
+        kfp.goes_on("SUCCEEDED", register=("SUCCEEDED", ""))
+
+        after = command("status", run_id, "--home", home).stdout
+    finally:
+        server.stop()
+
+    assert "recorded" not in before
+    assert "recorded desk/3, alias challenger" in after
+    assert "cost: 2 GPU hours (train 2 GPU hours)" in after
+
+
+def _leave_summary(kfp_run_id: str) -> None:
+    """As the run's last task does."""
+    client = MlflowClient()
+    run = client.create_run(client.create_experiment("desk"), tags={KFP_TAG: kfp_run_id})
+    version = RegisterResult(model="desk", version=3, alias="challenger", digest="d", uri="u")
+    took = TaskCost(gpu_hours=2)
+    summary = RunSummary(
+        run_id="desk-1",
+        name="desk",
+        state="SUCCEEDED",
+        registry=version,
+        cost=RunCost(gpu_hours=2, by_task={"train": took}),
+    )
+    client.log_text(run.info.run_id, summary.model_dump_json(), "summary.json")
 
 
 def test_a_run_is_cancelled_by_its_name_and_says_what_is_left(

@@ -11,7 +11,8 @@
     ROOT/runs/<run id>/tasks/    one record a task, for the runner: see `TaskRecord`
 
 Reads   a step's config and input artifacts
-Gives   `begin`, `Task`, `StepState`, `code_digest`; `find`, `refer` and `follow` for artifacts
+Gives   `begin`, `Task`, `StepState`, `code_digest`; `read_records` of a run; `find`, `refer`
+        and `follow` for artifacts
 Not     what a step computes, nor how events become MLflow metrics (tracking/)
 """
 
@@ -71,6 +72,16 @@ class TaskRecord(Contract):
     """By other runs, for what this one found done, or begun."""
     error_type: str | None = None
     error: str | None = None
+
+
+def read_records(run_dir: Path) -> dict[str, TaskRecord]:
+    """What the tasks of a run have said of themselves so far."""
+    found = {}
+    for path in sorted((run_dir / "tasks").glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):
+            record = TaskRecord.model_validate_json(path.read_text("utf-8"))
+            found[record.name] = record
+    return found
 
 
 @functools.cache

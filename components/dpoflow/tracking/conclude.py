@@ -3,20 +3,27 @@
 Reads   DPOFLOW_MLFLOW_PARENT, or MLFLOW_RUN_ID where a platform opened the run; the records of the
         run's tasks
 Gives   `run`, `note`; whoever opened the run ends it, and this only where no runner waits for the
-        DAG
+        DAG, which then has its summary.json from here too
 """
 
 import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dpoflow.state.step import TaskRecord
-from dpoflow.state.surroundings import PARENT, RUN_DIR, trace_id
+from dpoflow.contracts.results import MlflowSummary
+from dpoflow.state import files
+from dpoflow.state.step import TaskRecord, read_records
+from dpoflow.state.summary import summarise
+from dpoflow.state.surroundings import KFP_RUN_ID, PARENT, RUN_DIR, STATE_ROOT, trace_id
 from dpoflow.state.usage import cost_of
 from dpoflow.tracking.pipeline_run import MESSAGE, STATE
-from dpoflow.tracking.settings import quiet_mlflow
+from dpoflow.tracking.settings import public, quiet_mlflow
 from dpoflow.tracking.step_run import CLOSES, TRACE_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _LONGEST = 4000
 """Of a tag, in characters."""
@@ -24,18 +31,23 @@ _LONGEST = 4000
 
 def run(state: str, message: str) -> str:
     """Tell the run the DAG's state, what ended it and what it cost; returns the state."""
-    records = _records()
-    told, cost = _cause(records) or message, cost_of(records)
+    folder = os.environ.get(RUN_DIR)
+    records = read_records(Path(folder)) if folder else {}
+    told, cost = _cause(records.values()) or message, cost_of(records.values())
     tags = {STATE: state, MESSAGE: told, TRACE_TAG: trace_id()}
     run_id = note(
         tags={name: value for name, value in tags.items() if value},
         metrics={"cost/gpu_hours": cost.gpu_hours, "cost/money": cost.money},
     )
-    if run_id and os.environ.get(CLOSES):
-        from mlflow import MlflowClient
+    if run_id is None:
+        return state
+    from mlflow import MlflowClient
 
-        ended = "FINISHED" if state == "SUCCEEDED" else "FAILED"
-        MlflowClient().set_terminated(run_id, ended)
+    client, succeeded = MlflowClient(), state == "SUCCEEDED"
+    if folder and os.environ.get(KFP_RUN_ID):
+        _leave_summary(client, run_id, Path(folder), records, None if succeeded else told)
+    if os.environ.get(CLOSES):
+        client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
     return state
 
 
@@ -57,10 +69,30 @@ def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None)
     return run_id
 
 
-def _records() -> list[TaskRecord]:
-    folder = os.environ.get(RUN_DIR)
-    paths = sorted((Path(folder) / "tasks").glob("*.json")) if folder else []
-    return [TaskRecord.model_validate_json(path.read_text("utf-8")) for path in paths]
+def _leave_summary(
+    client: "MlflowClient",
+    run_id: str,
+    folder: Path,
+    records: Mapping[str, TaskRecord],
+    error: str | None,
+) -> None:
+    """On the run, and on the volume beside its records: of the tasks that began, this one aside."""
+    info = client.get_run(run_id).info
+    began = sorted(records.values(), key=lambda record: record.started)
+    summary = summarise(
+        Path(os.environ[STATE_ROOT]),
+        records,
+        run_id=info.run_name,
+        name=client.get_experiment(info.experiment_id).name,
+        pipeline="retrain" if "decide" in records else "align",
+        tasks=[record.name for record in began if record.name != "conclude"],
+        state="SUCCEEDED" if error is None else "FAILED",
+        error=error,
+        mlflow=MlflowSummary(tracking_uri=public(os.environ["MLFLOW_TRACKING_URI"]), run_id=run_id),
+    )
+    text = summary.model_dump_json(indent=2) + "\n"
+    files.write_text(folder / "summary.json", text)
+    client.log_text(run_id, text, "summary.json")
 
 
 def _cause(records: Iterable[TaskRecord]) -> str:

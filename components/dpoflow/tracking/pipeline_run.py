@@ -1,7 +1,8 @@
 """The MLflow run of a whole pipeline run: opened by whoever starts it, parent of every step's run.
 
 Reads   MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID where someone else opened the run
-Gives   `open_run`, `PipelineRun`, `close_run`; `run_of` and `message_of` for who waits elsewhere
+Gives   `open_run`, `PipelineRun`, `close_run`; for who waits elsewhere `run_of`,
+        `message_of` and `summary_of`
 Not     step runs (step_run.py)
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
-from dpoflow.contracts.results import RunState
+from dpoflow.contracts.results import RunState, RunSummary
 from dpoflow.tracking.settings import artifact_location, local_uri, public, quiet_mlflow, quoted
 
 if TYPE_CHECKING:
@@ -133,6 +134,19 @@ def message_of(run_id: str) -> str:
         raise ServiceUnavailable(
             f"MLflow at {public(uri)} did not tell of the run ({quoted(error.message, uri)})"
         ) from error
+
+
+def summary_of(run: PipelineRun) -> RunSummary | None:
+    """The summary that the run's end left there; None before, and where MLflow does not answer."""
+    quiet_mlflow()
+    from mlflow.artifacts import load_text
+    from mlflow.exceptions import MlflowException
+
+    try:
+        text = load_text(f"runs:/{run.run_id}/summary.json")
+    except (MlflowException, OSError):
+        return None
+    return RunSummary.model_validate_json(text)
 
 
 def _active(client: "MlflowClient", run_id: str) -> "Run | None":

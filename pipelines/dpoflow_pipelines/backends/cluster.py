@@ -3,7 +3,7 @@
     HOME/runs/<run>/run.json    what was submitted where, noted before each step that others see
 
 Reads   a spec, a home, a server of Kubeflow Pipelines
-Gives   `submit`, `uploaded`, `attach`, `records_of`, `cancel`, `write_logs`
+Gives   `submit`, `uploaded`, `attach`, `records_of`, `summary_of`, `cancel`, `write_logs`
 Not     the API and its patience (kfp_api.py), schedules (schedules.py), printing (on_cluster.py)
 
 The same command again goes on where it was cut off: a run that Kubeflow has taken is found by the
@@ -23,7 +23,7 @@ from google.protobuf import json_format
 
 from dpoflow.contracts.base import canonical_json, sha256_json
 from dpoflow.contracts.errors import BY_NAME, ConfigError, DpoflowError, ServiceUnavailable
-from dpoflow.contracts.results import TaskState
+from dpoflow.contracts.results import RunSummary, TaskState
 from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.state.step import TaskRecord
@@ -454,6 +454,14 @@ def _told_in_mlflow(folder: Path) -> str:
         return message_of(found.run_id) if found else ""
     except ServiceUnavailable:
         return ""
+
+
+def summary_of(folder: Path) -> RunSummary | None:
+    """What the run's last task left in MLflow; None before, and where that is not reached."""
+    from dpoflow.tracking import pipeline_run
+
+    found = _in_mlflow(memory(folder))
+    return pipeline_run.summary_of(found) if found else None
 
 
 # ---------------------------------------------------------------- stop, and read

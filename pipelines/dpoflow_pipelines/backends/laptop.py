@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
-from dpoflow.state.step import TaskRecord
+from dpoflow.state.step import TaskRecord, read_records
 from dpoflow.state.surroundings import RUN_DIR
 from dpoflow_pipelines.backends.ir import read_ir
 
@@ -98,16 +98,6 @@ def _is_ruled_out(branch: dict[str, Any], records: Mapping[str, TaskRecord]) -> 
         return False
     word = record.result.get(_RETURNS.get(task, ""))
     return isinstance(word, str) and word != asked["word"]
-
-
-def read_records(run_dir: Path) -> dict[str, TaskRecord]:
-    """What the tasks of a run have said of themselves so far."""
-    found = {}
-    for path in sorted((run_dir / "tasks").glob("*.json")):
-        with contextlib.suppress(FileNotFoundError):
-            record = TaskRecord.model_validate_json(path.read_text("utf-8"))
-            found[record.name] = record
-    return found
 
 
 class Runner(Protocol):

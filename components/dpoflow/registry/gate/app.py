@@ -212,11 +212,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         body = await _body(receive) if guard.needs_body else b""
+        first: Message = await receive() if guard.streams else {}
+        if first:
+            receive = _again(first, receive)
         request = act.Request(route.values, scope["query_string"].decode("latin1"), body)
         passed = await _in_thread(self._pass, scope, route, guard, request)
         if guard.needs_body and body is not None:
             scope, receive = _as_read(scope, body, receive)
-        if guard.streams and passed.is_ordinary:
+        if first.get("more_body") and passed.is_ordinary:
             await self._stream(scope, receive, send, route, guard, request)
         elif passed.is_ordinary:
             await self._app(scope, receive, send)
@@ -444,12 +447,18 @@ def _as_read(scope: "Scope", body: bytes, receive: "Receive") -> tuple["Scope", 
     length = (b"content-length", str(len(body)).encode())
     lengths = (b"content-length", b"transfer-encoding", b"trailer")
     kept = [each for each in scope.get("headers", []) if each[0].lower() not in lengths]
-    rest: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    read: Message = {"type": "http.request", "body": body, "more_body": False}
+    return {**scope, "headers": [*kept, length]}, _again(read, receive)
+
+
+def _again(message: "Message", receive: "Receive") -> "Receive":
+    """`receive` as it was before it gave `message`."""
+    rest = [message]
 
     async def replay() -> "Message":
         return rest.pop() if rest else await receive()
 
-    return {**scope, "headers": [*kept, length]}, replay
+    return replay
 
 
 async def _in_thread(call: Any, *arguments: Any) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dpoflow.registry.gate.audit import lookups_of
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
@@ -76,8 +78,8 @@ class Facts(Protocol):
         """Alias to version; empty where there is no such model."""
         ...
 
-    def sealed(self, kind: SealedKind, names: Sequence[str]) -> Seal | None:
-        """The first of `names` that is sealed."""
+    def sealed(self, *asked: tuple[SealedKind, str]) -> Seal | None:
+        """One of `asked` that is sealed, if any is."""
         ...
 
     def run(self, run_id: str) -> RunFacts | None:
@@ -97,7 +99,7 @@ class StoreFacts:
     """Looked up where MLflow keeps it."""
 
     def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
+        self._engine, self._lookups = engine, lookups_of(engine)
 
     def version(self, name: str, version: str) -> VersionFacts | None:
         """From the registry store."""
@@ -147,23 +149,29 @@ class StoreFacts:
             return {}
         return {alias: str(version) for alias, version in model.aliases.items()}
 
-    def sealed(self, kind: SealedKind, names: Sequence[str]) -> Seal | None:
+    def sealed(self, *asked: tuple[SealedKind, str]) -> Seal | None:
         """By primary key, and past SQLAlchemy's own language: most writes of a server ask this."""
-        if not names:
+        from sqlalchemy.exc import DBAPIError
+
+        if not asked:
             return None
-        mark = "?" if self._engine.dialect.name == "sqlite" else "%s"
-        asked = (
-            "SELECT kind, name, sealed_by, run FROM dpoflow_sealed "  # noqa: S608  # marks alone
-            f"WHERE kind = {mark} AND name IN ({', '.join(mark for _ in names)})"
-        )
-        connection = self._engine.raw_connection()
         try:
-            cursor = connection.cursor()
-            cursor.execute(asked, (kind, *names))
-            row = cursor.fetchone()
-            cursor.close()
-        finally:
-            connection.close()  # back to the pool
+            return self._sealed(asked)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            return self._sealed(asked)  # a database that came back: the pool is a fresh one now
+
+    def _sealed(self, asked: Sequence[tuple[SealedKind, str]]) -> Seal | None:
+        mark = "?" if self._lookups.dialect.name == "sqlite" else "%s"
+        pairs = ", ".join(f"({mark}, {mark})" for _ in asked)
+        statement = (
+            "SELECT kind, name, sealed_by, run FROM dpoflow_sealed "  # noqa: S608  # marks alone
+            f"WHERE (kind, name) IN (VALUES {pairs})"
+        )
+        values = tuple(each for pair in asked for each in pair)
+        with self._lookups.connect() as connection:
+            row = connection.exec_driver_sql(statement, values).first()
         return Seal(*row) if row else None
 
     def seal(self, seals: Sequence[Seal]) -> list[Seal]:

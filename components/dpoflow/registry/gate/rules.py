@@ -18,7 +18,7 @@ from dpoflow.registry.gate import actions as act
 from dpoflow.registry.gate import book as bk
 from dpoflow.registry.gate.book import Book, Opinion, Promotion, lapse_of
 from dpoflow.registry.gate.case import Case
-from dpoflow.registry.gate.facts import Facts, Seal, VersionFacts, proxied
+from dpoflow.registry.gate.facts import Facts, Seal, SealedKind, VersionFacts, proxied
 from dpoflow.registry.gate.roles import Role
 
 CHAMPION, PREVIOUS = act.PROTECTED_ALIASES
@@ -106,7 +106,7 @@ def is_guarded(action: act.Action, facts: Facts) -> bool:  # noqa: C901  # one l
         case act.SetAlias() | act.DeleteAlias():
             return act.protected_alias(action.alias) is not None
         case act.ChangeVersion(how="update"):
-            return facts.sealed("version", [action.subject]) is not None
+            return facts.sealed(("version", action.subject)) is not None
         case act.ChangeVersion(how="delete"):
             return bool(_aliases_of(action, facts))
         case act.ChangeModel():
@@ -114,11 +114,11 @@ def is_guarded(action: act.Action, facts: Facts) -> bool:  # noqa: C901  # one l
         case act.WriteArtifact():
             return _is_held(action, facts)
         case act.WriteRun():
-            return facts.sealed("run", action.run_ids) is not None
+            return facts.sealed(*_runs(action)) is not None
         case act.WriteLoggedModel():
-            return facts.sealed("model", [action.model_id]) is not None
+            return facts.sealed(("model", action.model_id)) is not None
         case act.DeleteExperiment():
-            return facts.sealed("experiment", [action.experiment_id]) is not None
+            return facts.sealed(("experiment", action.experiment_id)) is not None
         case act.CreateExperiment():
             return bool(action.artifact_location)
     return True
@@ -138,10 +138,15 @@ def _aliases_of(action: act.ChangeVersion, facts: Facts) -> list[str]:
 def _is_held(action: act.WriteArtifact, facts: Facts) -> bool:
     if action.path in ("", act.CHAMPIONS) or action.path.startswith(f"{act.CHAMPIONS}/"):
         return True
-    return (
-        facts.sealed("files", above(action.path)) is not None
-        or facts.sealed("above", [action.path]) is not None
-    )
+    return facts.sealed(*_folders(action.path), ("above", action.path)) is not None
+
+
+def _runs(action: act.WriteRun) -> list[tuple[SealedKind, str]]:
+    return [("run", each) for each in action.run_ids]
+
+
+def _folders(path: str) -> list[tuple[SealedKind, str]]:
+    return [("files", each) for each in above(path)]
 
 
 def above(path: str) -> list[str]:
@@ -196,7 +201,7 @@ def _(action: act.WriteLoggedModel, who: Who, world: World) -> Verdict:
 @judge.register
 def _(action: act.WriteRun, who: Who, world: World) -> Verdict:
     if action.how not in ("delete", "restore") and _may_still_end(
-        world.facts.sealed("run", action.run_ids), who, world.facts
+        world.facts.sealed(*_runs(action)), who, world.facts
     ):
         return Allowed()
     return Denied(
@@ -224,7 +229,7 @@ def _(action: act.WriteArtifact, who: Who, world: World) -> Verdict:
         return Denied("The whole artifact root cannot be written or deleted at once.")
     if path.split("/")[0] == act.CHAMPIONS:
         return _champion_file(action, who, world)
-    held = world.facts.sealed("files", above(path))
+    held = world.facts.sealed(*_folders(path))
     if held is None:
         return Denied(f"{path} has files below it that a version rests on, so it stays.")
     if action.how != "delete" and _may_still_end(held, who, world.facts):
@@ -408,7 +413,7 @@ def _fault(version: VersionFacts, submission: bk.Submission, world: World) -> st
     case = world.case
     if case is None or isinstance(case, DataRejected):
         return str(case or "it has no evidence").rstrip(".")
-    if world.facts.sealed("model", [version.model_id]) is None:
+    if world.facts.sealed(("model", version.model_id)) is None:
         return "its files are not sealed, so they may have changed since; register it again"
     if case.signer is None:
         return "its decision is unsigned, so nobody vouches for it"
