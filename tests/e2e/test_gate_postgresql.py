@@ -1,9 +1,11 @@
 """The same road on PostgreSQL, with two workers that share the log; killed in the middle of it."""
 
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
-from tests.gate import GATE, GateServer, copy_files, postgresql, promote, record, sentence
+from tests.gate import API, GATE, GateServer, copy_files, postgresql, promote, record, sentence
 
 from dpoflow.registry.gate import audit
 
@@ -37,3 +39,33 @@ def test_a_killed_server_on_postgresql_goes_on_where_it_was(tmp_path: Path) -> N
         engine = audit.engine_of(uri)
         assert audit.verify(engine, server.audit_key.read_bytes().strip()).rows > 10
         engine.dispose()
+
+
+def test_a_write_is_judged_all_the_same_once_the_database_has_dropped_its_connections(
+    tmp_path: Path,
+) -> None:
+    with postgresql() as uri:
+        server = GateServer(tmp_path / "gate", MLFLOW_BACKEND_STORE_URI=uri)
+        try:
+            ada = server.start().person("ada")
+            version = record(ada, tmp_path / "v", "pg")
+            made = ada.post(f"{API}/runs/create", experiment_id=version.experiment_id).json()
+            ours, sealed = made["run"]["info"]["run_id"], version.run_id
+
+            def tagged() -> list[int]:
+                """What is answered to a write to either, often enough to meet both workers."""
+                path, more = f"{API}/runs/set-tag", {"key": "note", "value": "x"}
+                runs = [ours, sealed] * 8
+                return [ada.post(path, run_id=run, **more).status_code for run in runs]
+
+            before = tagged()
+
+            with closing(psycopg.connect(uri, autocommit=True)) as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+            assert before == tagged() == [200, 403] * 8
+        finally:
+            server.kill()
