@@ -16,7 +16,7 @@ from typing import Any
 
 from dpoflow.contracts.manifest import sha256_file
 from dpoflow.state.events import Event, read_events
-from dpoflow_pipelines.backends.laptop import read_records
+from dpoflow.state.step import read_records
 
 SPEC = """\
 name: small
