@@ -28,7 +28,8 @@ from dpoflow.contracts.rubric import Rubric
 from dpoflow.contracts.spec import EvaluateConfig, GateConfig
 from dpoflow.evaluate.alpaca import score_alpaca
 from dpoflow.evaluate.decide import Evidence, decide
-from dpoflow.evaluate.document import Measured, document_of, figures_of
+from dpoflow.evaluate.document import Measured, document_of
+from dpoflow.evaluate.figures import figures_of
 from dpoflow.evaluate.measure import (
     Comparison,
     finished_share,

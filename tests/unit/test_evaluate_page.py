@@ -22,7 +22,8 @@ from dpoflow.contracts.results import (
 )
 from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate.answers_table import TABLE, answers_table
-from dpoflow.evaluate.document import Measured, document_of, figures_of
+from dpoflow.evaluate.document import Measured, document_of
+from dpoflow.evaluate.figures import figures_of
 from dpoflow.evaluate.grading import Graded
 from dpoflow.evaluate.heard import Question
 from dpoflow.evaluate.measure import Comparison

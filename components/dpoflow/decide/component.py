@@ -16,18 +16,17 @@ def decide(
     reference_digest: str,
 ) -> str:
     """Whether there is something to learn since the champion: `train` or `skip`."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("decide")
 
     from dpoflow.contracts.results import DecideResult
     from dpoflow.contracts.spec import DecideConfig
-    from dpoflow.decide.step import run
 
     pinned = {"model": model_digest, "init": init_digest, "reference": reference_digest}
     knobs = DecideConfig.model_validate_json(config).model_copy(update={"digests": pinned})
     done = task.execute(
-        run,
+        later("dpoflow.decide.step:run"),
         knobs,
         root=state_root,
         inputs={"data": data_uri},

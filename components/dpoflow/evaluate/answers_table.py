@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dpoflow.evaluate.grading import Graded
-from dpoflow.evaluate.heard import CANDIDATE
 from dpoflow.evaluate.measure import Comparison
+from dpoflow.evaluate.names import CANDIDATE
 from dpoflow.evaluate.suite_page import ended, found
 
 TABLE = "eval_results_table.json"

@@ -26,7 +26,7 @@ def evaluate(
     figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Compare the candidate with base and champion on held-out prompts; returns the verdict."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("evaluate", suffix)
 
@@ -35,9 +35,7 @@ def evaluate(
     from dpoflow.contracts.judges import rewards_in
     from dpoflow.contracts.results import EvaluateResult
     from dpoflow.contracts.spec import EvaluateConfig
-    from dpoflow.evaluate.document import figures_of, read_decision
-    from dpoflow.evaluate.page import PAGE
-    from dpoflow.evaluate.step import run
+    from dpoflow.evaluate.figures import PAGE, figures_of, read_decision
     from dpoflow.pages import show
 
     knobs = EvaluateConfig.model_validate_json(config)
@@ -54,7 +52,7 @@ def evaluate(
     if champion_uri:
         inputs["champion"] = champion_uri
     done = task.execute(
-        run,
+        later("dpoflow.evaluate.step:run"),
         knobs,
         root=state_root,
         inputs=inputs,

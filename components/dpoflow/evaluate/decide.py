@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dpoflow.contracts.results import Gate, Interval, Opponent, Power, SuiteScores, Verdict
 from dpoflow.contracts.spec import CHAMPION, GateConfig
-from dpoflow.evaluate.heard import BASE, CANDIDATE, HELDOUT
+from dpoflow.evaluate.names import BASE, CANDIDATE, HELDOUT
 
 
 class Unread(NamedTuple):

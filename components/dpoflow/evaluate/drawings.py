@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, SuiteScores
 from dpoflow.contracts.spec import CHAMPION
 from dpoflow.evaluate.decide import gate_of, win_rate_gate
-from dpoflow.evaluate.heard import BASE, CANDIDATE
 from dpoflow.evaluate.measure import Comparison
+from dpoflow.evaluate.names import BASE, CANDIDATE
 from dpoflow.pages import Html, drawing
 
 _OURS, _FADED = "#2f6fab", "#9db4ca"

@@ -17,6 +17,7 @@ from dpoflow.contracts.pairs import Message, PreferencePair
 from dpoflow.contracts.spec import EvaluateConfig, SamplingConfig
 from dpoflow.evaluate import harness
 from dpoflow.evaluate.answered import answered, identity
+from dpoflow.evaluate.names import BASE, CANDIDATE, HELDOUT
 from dpoflow.evaluate.suites import Question
 from dpoflow.policy.dtype import choose
 from dpoflow.policy.generate import Answer, has_room
@@ -24,12 +25,6 @@ from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.step import StepState
-
-CANDIDATE, BASE = "candidate", "base"
-"""What everything calls two of the models; the third is the champion."""
-
-HELDOUT = "heldout"
-"""The suite of one's own held-out prompts: the first, and there in every evaluation."""
 
 _BATCH = 8
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dpoflow.contracts.pairs import Message, Prompt
-from dpoflow.evaluate.heard import BASE, CANDIDATE, HELDOUT, Heard, answered_by_all
+from dpoflow.evaluate.heard import Heard, answered_by_all
+from dpoflow.evaluate.names import BASE, CANDIDATE, HELDOUT
 from dpoflow.evaluate.suites import Item, Suite
 from dpoflow.policy.generate import Answer
 

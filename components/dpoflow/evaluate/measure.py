@@ -12,14 +12,8 @@ from statistics import fmean, median
 
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.rubric import Rubric
-from dpoflow.evaluate.heard import (
-    BASE,
-    CANDIDATE,
-    HELDOUT,
-    Heard,
-    answered_by_all,
-    scored_by_both,
-)
+from dpoflow.evaluate.heard import Heard, answered_by_all, scored_by_both
+from dpoflow.evaluate.names import BASE, CANDIDATE, HELDOUT
 from dpoflow.judge.rubric import RubricJudge
 from dpoflow.judge.verdict import Outcome
 from dpoflow.policy.answers import refuses, repeats

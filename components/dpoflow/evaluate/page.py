@@ -11,12 +11,11 @@ from html import escape
 from dpoflow.contracts.results import Decision, Gate, Opponent, Test
 from dpoflow.evaluate.drawings import differences, forest, length_against_win
 from dpoflow.evaluate.grading import Graded
-from dpoflow.evaluate.heard import HELDOUT
 from dpoflow.evaluate.measure import Comparison
+from dpoflow.evaluate.names import HELDOUT
 from dpoflow.evaluate.suite_page import ended, figure, number, said, suite_sections, tested
 from dpoflow.pages import Html, document, table
 
-PAGE = "report.html"
 _SHOWN = {"won": 7, "lost": 7, "a tie": 6}
 """Twenty comparisons with each opponent: the first by id that ended so."""
 _UNJUDGED = sum(_SHOWN.values())

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from dpoflow.contracts.pairs import PreferencePair
 from dpoflow.contracts.results import Interval, Preference
 from dpoflow.contracts.spec import EvaluateConfig
-from dpoflow.evaluate.heard import BASE, CANDIDATE, Heard, scored_by_both
+from dpoflow.evaluate.heard import Heard, scored_by_both
+from dpoflow.evaluate.names import BASE, CANDIDATE
 from dpoflow.evaluate.statistics import bootstrap_mean
 
 _BINS = 10

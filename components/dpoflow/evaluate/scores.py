@@ -16,7 +16,7 @@ from dpoflow.contracts.spec import EvaluateConfig
 from dpoflow.evaluate import harness
 from dpoflow.evaluate.decide import Unread, gate_of
 from dpoflow.evaluate.grading import Graded
-from dpoflow.evaluate.heard import BASE, CANDIDATE
+from dpoflow.evaluate.names import BASE, CANDIDATE
 from dpoflow.evaluate.statistics import bootstrap_mean, difference_of, mcnemar, share_of, sign_test
 from dpoflow.evaluate.suites import Suite
 from dpoflow.evaluate.xstest import COMPLIED, PARTLY, REFUSED

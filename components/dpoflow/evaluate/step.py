@@ -24,21 +24,14 @@ from dpoflow.evaluate.changes import changes_since
 from dpoflow.evaluate.claims import data_claims, judge_claim
 from dpoflow.evaluate.compare import compare
 from dpoflow.evaluate.decide import Unread
-from dpoflow.evaluate.document import Measured, document_of, figures_of
+from dpoflow.evaluate.document import Measured, document_of
+from dpoflow.evaluate.figures import PAGE, figures_of
 from dpoflow.evaluate.grading import Graded, found, grade
-from dpoflow.evaluate.heard import (
-    BASE,
-    CANDIDATE,
-    HELDOUT,
-    Asked,
-    Heard,
-    answered_by_all,
-    hear,
-    scored_by_both,
-)
+from dpoflow.evaluate.heard import Asked, Heard, answered_by_all, hear, scored_by_both
 from dpoflow.evaluate.matches import matches_of
 from dpoflow.evaluate.measure import length_ratios, measures_of
-from dpoflow.evaluate.page import PAGE, report_page
+from dpoflow.evaluate.names import BASE, CANDIDATE, HELDOUT
+from dpoflow.evaluate.page import report_page
 from dpoflow.evaluate.preference import preference_of
 from dpoflow.evaluate.scores import scores_of, tests_of, unread_of
 from dpoflow.evaluate.suites import Question, Suite, read_suites

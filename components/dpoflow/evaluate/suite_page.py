@@ -13,8 +13,8 @@ from statistics import fmean
 from dpoflow.contracts.results import Decision, Interval, Opponent, SuiteScores, Test
 from dpoflow.evaluate.drawings import categories, measured_in, metrics_of, models_of, spoken
 from dpoflow.evaluate.grading import Graded
-from dpoflow.evaluate.heard import CANDIDATE
 from dpoflow.evaluate.measure import Comparison
+from dpoflow.evaluate.names import CANDIDATE
 from dpoflow.evaluate.scores import LABELS, SIDES
 from dpoflow.evaluate.xstest import COMPLIED, PARTLY, REFUSED
 from dpoflow.pages import Html, table

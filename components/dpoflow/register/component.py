@@ -14,16 +14,15 @@ def register(
     evidence: dsl.Output[dsl.Artifact],
 ) -> str:
     """Record a model version with its evidence; returns `name/version`."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("register")
 
     from dpoflow.contracts.results import RegisterResult
     from dpoflow.contracts.spec import RegistryConfig
-    from dpoflow.register.step import run
 
     done = task.execute(
-        run,
+        later("dpoflow.register.step:run"),
         RegistryConfig.model_validate_json(config),
         root=state_root,
         inputs={"policy": policy.path, "decision": decision.path},

@@ -30,7 +30,7 @@ def snapshot(
     """Pin every source and each model by content; strings only, so that later tasks cache right."""
     from typing import NamedTuple
 
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("snapshot")
 
@@ -39,13 +39,12 @@ def snapshot(
     from dpoflow.contracts.results import SnapshotResult
     from dpoflow.contracts.spec import SnapshotConfig
     from dpoflow.registry.run_start import start_run
-    from dpoflow.snapshot.step import run
 
     with task.recorded():
         start_run(submitted, Path(state_root))
     knobs = SnapshotConfig.model_validate_json(config)
     done = task.execute(
-        run,
+        later("dpoflow.snapshot.step:run"),
         knobs,
         root=state_root,
         outputs={"origins": origins.path},

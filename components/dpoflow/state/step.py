@@ -11,8 +11,8 @@
     ROOT/runs/<run id>/tasks/    one record a task, for the runner: see `TaskRecord`
 
 Reads   a step's config and input artifacts
-Gives   `begin`, `Task`, `StepState`, `code_digest`; `read_records` of a run; `find`, `refer`
-        and `follow` for artifacts
+Gives   `begin`, `Task`, `StepState`, `code_digest`; `later`, `read_records` of a run; `find`,
+        `refer` and `follow` for artifacts
 Not     what a step computes, nor how events become MLflow metrics (tracking/)
 """
 
@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -368,6 +369,16 @@ class Task:
             used_before=state.usage.others,
         )
         return result
+
+
+def later(name: str) -> Callable[..., Any]:
+    """The function MODULE:NAME, imported once it is called: a step that is done needs no torch."""
+    module, _, function = name.partition(":")
+
+    def run(*given: Any, **named: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*given, **named)
+
+    return run
 
 
 def begin(step: str, suffix: str = "") -> Task:

@@ -17,20 +17,19 @@ def synthesize(
     pairs: dsl.Output[dsl.Dataset],
 ) -> int:
     """Sample candidates, judge them, keep pairs; returns how many."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("synthesize")
 
     from dpoflow.contracts.judges import rewards_in
     from dpoflow.contracts.results import SynthesizeResult
     from dpoflow.contracts.spec import SynthesizeConfig
-    from dpoflow.synthesize.step import run
 
     knobs = SynthesizeConfig.model_validate_json(config)
     # Another judge's model changes nothing here.
     judges = {"judges": judges_uri} if judges_uri and any(rewards_in(knobs.judge)) else {}
     done = task.execute(
-        run,
+        later("dpoflow.synthesize.step:run"),
         knobs,
         root=state_root,
         inputs={"prompts": prompts.path, "model": model_uri} | judges,

@@ -19,16 +19,15 @@ def train(
     report: dsl.Output[dsl.Artifact],
 ) -> str:
     """Fine-tune the policy on preference pairs with DPO; returns the policy's digest."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("train", suffix)
 
     from dpoflow.contracts.results import TrainResult
     from dpoflow.contracts.spec import TrainConfig
-    from dpoflow.train.step import run
 
     done = task.execute(
-        run,
+        later("dpoflow.train.step:run"),
         TrainConfig.model_validate_json(config),
         root=state_root,
         inputs={"pairs": pairs.path, "init": init_uri, "reference": reference_uri},

@@ -20,7 +20,7 @@ def validate(
     figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Adapt rows to pairs, check them, quarantine with reasons, split by prompt."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("validate")
 
@@ -29,11 +29,10 @@ def validate(
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
     from dpoflow.pages import show
-    from dpoflow.validate.report import PAGE, figures_of
-    from dpoflow.validate.step import run
+    from dpoflow.validate.figures import PAGE, figures_of
 
     done = task.execute(
-        run,
+        later("dpoflow.validate.step:run"),
         ValidateConfig.model_validate_json(config),
         root=state_root,
         inputs={"data": data_uri, "model": model_uri},
@@ -59,7 +58,7 @@ def merge(
     figures: dsl.Output[dsl.Metrics],
 ) -> str:
     """Join human and synthetic pairs; check leakage, length bias and coverage."""
-    from dpoflow.state.step import begin
+    from dpoflow.state.step import begin, later
 
     task = begin("merge")
 
@@ -68,11 +67,10 @@ def merge(
     from dpoflow.contracts.results import ValidateResult
     from dpoflow.contracts.spec import ValidateConfig
     from dpoflow.pages import show
-    from dpoflow.validate.report import PAGE, figures_of
-    from dpoflow.validate.step import merge as run
+    from dpoflow.validate.figures import PAGE, figures_of
 
     done = task.execute(
-        run,
+        later("dpoflow.validate.step:merge"),
         ValidateConfig.model_validate_json(config),
         root=state_root,
         inputs={"pairs": pairs.path, "prompts": prompts.path, "synthetic": synthetic.path},

@@ -1,8 +1,7 @@
 """What validate tells people: a page of facts, and every row that was not used with its reason.
 
 Reads   a settled ledger
-Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages),
-        `figures_of` (for Kubeflow)
+Gives   `write` (report.json, report.html, quarantine.jsonl), `reasons` (for error messages)
 Not     deciding what is too much: see step.py
 """
 
@@ -10,13 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpoflow.contracts.results import Counts, ValidateResult
+from dpoflow.contracts.results import Counts
 from dpoflow.sources.reasons import REASONS
+from dpoflow.validate.figures import PAGE
 from dpoflow.validate.ledger import Kind, Ledger, Refused
 from dpoflow.validate.page import data_page
 
 REPORT = "report.json"
-PAGE = "report.html"
 QUARANTINE = "quarantine.jsonl"
 _EXAMPLES = 3
 _PAIRS = 8
@@ -54,22 +53,6 @@ def write(
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     shown = data_page(page, ledger.examples(_EXAMPLES), ledger.some_pairs(_PAIRS))
     (folder / PAGE).write_text(shown, encoding="utf-8")
-
-
-def figures_of(result: ValidateResult) -> dict[str, float]:
-    """Its counts, as Kubeflow shows them of a task."""
-    counts = result.counts
-    return {
-        "rows_in": counts.num_in,
-        "rows_kept": counts.num_kept,
-        **{f"not_used_{code}": number for code, number in counts.quarantined.items()},
-        "pairs": result.num_pairs,
-        "heldout_pairs": result.num_heldout_pairs,
-        "ratings": result.num_ratings,
-        "heldout_ratings": result.num_heldout_ratings,
-        "prompts": result.num_prompts,
-        "heldout_prompts": result.num_heldout_prompts,
-    }
 
 
 def reasons(ledger: Ledger, counts: Counts) -> str:

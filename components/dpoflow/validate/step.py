@@ -27,6 +27,7 @@ from dpoflow.sources.reasons import HARMLESS, Quarantine
 from dpoflow.state.step import StepState
 from dpoflow.validate import report as reports
 from dpoflow.validate.agreement import agreement_of
+from dpoflow.validate.figures import PAGE
 from dpoflow.validate.ledger import Kind, Ledger, Origin, quality_columns
 from dpoflow.validate.limits import Limit, limits_of
 from dpoflow.validate.read import read_into
@@ -340,7 +341,7 @@ def _conclude(
     if broken:
         raise DataRejected(
             "; ".join(f"{each.told}, {each.asked}" for each in broken)
-            + f"; look at {report / reports.PAGE}, mend the data, or change what is asked"
+            + f"; look at {report / PAGE}, mend the data, or change what is asked"
         )
     result = ValidateResult(
         counts=counts,
