@@ -24,7 +24,7 @@ from dpoflow.registry.gate.api import Api, Reply
 from dpoflow.registry.gate.audit import Log
 from dpoflow.registry.gate.book import UNDONE, Book
 from dpoflow.registry.gate.case import Case, read_case, trusted_signers
-from dpoflow.registry.gate.facts import Seal, StoreFacts
+from dpoflow.registry.gate.facts import Seal, StoreFacts, seal, unseal
 from dpoflow.registry.gate.identity import BasicAuth, Identity
 from dpoflow.registry.gate.roles import Roles
 from dpoflow.registry.gate.rules import Allowed, Denied, Who, World
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DAYS = "DPOFLOW_APPROVAL_DAYS"
+RECORDED = "version-recorded"
 _LOG = logging.getLogger("dpoflow.gate")
 
 
@@ -140,6 +141,28 @@ class Office:
             return read_case(found, model)
         except DataRejected as error:
             return error
+
+    def settle(self, passed: "Passed", status: int, body: bytes) -> None:
+        """Say of what was allowed and did not happen that it did not; seal what did."""
+        if 200 <= status < 400:
+            recorded = _version_of(body) if passed.allowed.seals else None
+            if recorded:
+                actor, detail = passed.rows[0].actor, passed.rows[0].detail
+                seals = [Seal("version", recorded, actor, ""), *passed.allowed.seals]
+                with self.log.exclusively() as turn:
+                    turn.append(actor, RECORDED, recorded, "allowed", detail)
+                    seal(turn.connection, seals)  # another, that failed, may have taken some away
+            return
+        if not passed.rows:
+            return
+        with self.log.exclusively() as turn:
+            for entry in passed.rows:
+                model = entry.detail.get("model")
+                detail = {"row": entry.seq, "status": status, "model": model}
+                turn.append(entry.actor, UNDONE, entry.subject, "allowed", detail)
+            # Of what this request sealed, a version that was recorded meanwhile may need some.
+            if passed.fresh and not turn.rows([RECORDED], after=passed.rows[0].seq):
+                unseal(turn.connection, passed.fresh)
 
 
 @dataclass(frozen=True)
@@ -251,7 +274,7 @@ class Gate:
             raise Refused(Reply.unknown())
         who, cases = office.who(user), [self._case(each, user) for each in asked]
         rows: list[audit.Entry] = []
-        allowed = Allowed()
+        allowed, fresh = Allowed(), list[Seal]()
         with office.log.exclusively() as turn:
             world = office.world(turn.rows)
             verdicts = [
@@ -271,9 +294,10 @@ class Gate:
                     if isinstance(verdict, Allowed) and verdict.row:
                         detail = verdict.detail
                         rows.append(turn.append(user, verdict.row, each.subject, "allowed", detail))
+                fresh = seal(turn.connection, allowed.seals)
         if refused:
             raise Refused(refused)
-        return Passed(allowed, tuple(rows), tuple(office.facts.seal(allowed.seals)))
+        return Passed(allowed, tuple(rows), tuple(fresh))
 
     def _case(self, action: act.Action, user: str) -> Case | DataRejected | None:
         """Read before the turn begins, since it may take a while."""
@@ -336,7 +360,7 @@ class Gate:
             else:
                 await self._app(scope, receive, heard)
         finally:
-            await _in_thread(self._settle, passed, heard)
+            await _in_thread(self._office.settle, passed, heard.status, heard.body)
         await heard.flush()
 
     def _perform(self, scope: "Scope", route: act.Route, body: bytes) -> "Reply":
@@ -352,21 +376,6 @@ class Gate:
             view = self._flask.view_functions[route.name]
             response = self._flask.make_response(view(**route.values))
             return Reply(response.status_code, response.get_data(), response.mimetype)
-
-    def _settle(self, passed: Passed, heard: "_Heard") -> None:
-        """Say of what was allowed and did not happen that it did not; seal what did."""
-        office = self._office
-        if 200 <= heard.status < 400:
-            recorded = _version_of(heard.body) if passed.allowed.seals else None
-            if recorded:
-                actor, detail = passed.rows[0].actor, passed.rows[0].detail
-                office.facts.seal([Seal("version", recorded, actor, "")])
-                office.log.append(actor, "version-recorded", recorded, "allowed", detail)
-            return
-        for entry in passed.rows:
-            detail = {"row": entry.seq, "status": heard.status, "model": entry.detail.get("model")}
-            office.log.append(entry.actor, UNDONE, entry.subject, "allowed", detail)
-        office.facts.unseal(passed.fresh)
 
 
 class _Heard:

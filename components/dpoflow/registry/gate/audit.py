@@ -186,14 +186,14 @@ class Turn:
     """A transaction that nobody else's appends fall into."""
 
     def __init__(self, log: "Log", connection: "Connection") -> None:
-        self._log, self._connection = log, connection
+        self._log, self.connection = log, connection
 
     def append(
         self, actor: str, action: str, subject: str, outcome: Outcome, detail: Mapping[str, Any]
     ) -> Entry:
         """Add a row. Raises DataRejected where the end of the log is not what the key signed."""
-        seq, last = self._log.head(self._connection)
-        earlier = self._connection.execute(
+        seq, last = self._log.head(self.connection)
+        earlier = self.connection.execute(
             _sql("SELECT at FROM dpoflow_audit WHERE seq = :seq"), {"seq": seq}
         ).scalar()
         at = max(now(), earlier or "")
@@ -207,14 +207,14 @@ class Turn:
             "detail": json.loads(canonical_json(dict(detail))),
         }
         entry = Entry(**body, previous=last, hash=self._log.seal_of(last, body))
-        self._connection.execute(
+        self.connection.execute(
             _sql(
                 f"INSERT INTO dpoflow_audit ({_COLUMNS}) VALUES (:seq, :at, :actor, :action, "  # noqa: S608  # a constant
                 ":subject, :outcome, :detail, :previous, :hash)"
             ),
             body | {"detail": canonical_json(entry.detail), "previous": last, "hash": entry.hash},
         )
-        self._connection.execute(
+        self.connection.execute(
             _sql("UPDATE dpoflow_audit_head SET seq = :seq, hash = :hash, mac = :mac"),
             {
                 "seq": entry.seq,
@@ -224,9 +224,11 @@ class Turn:
         )
         return entry
 
-    def rows(self, actions: Sequence[str], subject: str | None = None) -> list[Entry]:
-        """As `Log.rows`, as this transaction sees them."""
-        return self._log.read(self._connection, actions, subject)
+    def rows(
+        self, actions: Sequence[str], subject: str | None = None, *, after: int = 0
+    ) -> list[Entry]:
+        """As `Log.rows`, as this transaction sees them; those with a number above `after`."""
+        return self._log.read(self.connection, actions, subject, after)
 
 
 class Log:
@@ -286,13 +288,15 @@ class Log:
             return [_entry(row) for row in found]
 
     def read(
-        self, connection: "Connection", actions: Sequence[str], subject: str | None
+        self, connection: "Connection", actions: Sequence[str], subject: str | None, after: int = 0
     ) -> list[Entry]:
         """What `rows` gives, over a connection that is open."""
-        names = {f"action_{place}": name for place, name in enumerate(actions)}
+        names: dict[str, Any] = {f"action_{place}": name for place, name in enumerate(actions)}
         where = f"outcome = 'allowed' AND action IN ({', '.join(f':{name}' for name in names)})"
         if subject is not None:
             where, names = f"{where} AND subject = :subject", names | {"subject": subject}
+        if after:
+            where, names = f"{where} AND seq > :after", names | {"after": after}
         found = connection.execute(
             _sql(f"SELECT {_COLUMNS} FROM dpoflow_audit WHERE {where} ORDER BY seq"),  # noqa: S608
             names,

@@ -1,7 +1,7 @@
 """What rules need to know of the registry, and what is sealed.
 
 Reads   MLflow's own server-side stores; the table dpoflow_sealed
-Gives   `Facts`, what rules ask; `StoreFacts`, which looks it up; `Seal`
+Gives   `Facts`, what rules ask; `StoreFacts`, which looks it up; `Seal`, `seal`, `unseal`
 Not     decisions and evidence (case.py), submissions and approvals (book.py)
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from dpoflow.registry.gate.audit import lookups_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]{32})")
 
@@ -174,39 +174,6 @@ class StoreFacts:
             row = connection.exec_driver_sql(statement, values).first()
         return Seal(*row) if row else None
 
-    def seal(self, seals: Sequence[Seal]) -> list[Seal]:
-        """Seal what is not sealed; gives what was new."""
-        from sqlalchemy import text
-
-        fresh = []
-        statement = text(
-            "INSERT INTO dpoflow_sealed (kind, name, sealed_by, run) "
-            "VALUES (:kind, :name, :sealed_by, :run) ON CONFLICT (kind, name) DO NOTHING"
-        )
-        with self._engine.connect() as connection:
-            if self._engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            for each in seals:
-                done = connection.execute(statement, vars(each))
-                if done.rowcount:
-                    fresh.append(each)
-            connection.commit()
-        return fresh
-
-    def unseal(self, seals: Sequence[Seal]) -> None:
-        """For a version that was not recorded after all."""
-        from sqlalchemy import text
-
-        with self._engine.connect() as connection:
-            if self._engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            for each in seals:
-                connection.execute(
-                    text("DELETE FROM dpoflow_sealed WHERE kind = :kind AND name = :name"),
-                    {"kind": each.kind, "name": each.name},
-                )
-            connection.commit()
-
     def run(self, run_id: str) -> RunFacts | None:
         """From the tracking store."""
         from mlflow.exceptions import MlflowException
@@ -240,6 +207,26 @@ class StoreFacts:
 
         listed = artifact_root().list_artifacts(posixpath.dirname(path) or None)
         return any(posixpath.basename(each.path) == posixpath.basename(path) for each in listed)
+
+
+def seal(connection: "Connection", seals: Sequence[Seal]) -> list[Seal]:
+    """Seal what is not sealed, in a turn of the log; gives what was new."""
+    from sqlalchemy import text
+
+    statement = text(
+        "INSERT INTO dpoflow_sealed (kind, name, sealed_by, run) "
+        "VALUES (:kind, :name, :sealed_by, :run) ON CONFLICT (kind, name) DO NOTHING"
+    )
+    return [each for each in seals if connection.execute(statement, vars(each)).rowcount]
+
+
+def unseal(connection: "Connection", seals: Sequence[Seal]) -> None:
+    """For a version that was not recorded after all, in a turn of the log."""
+    from sqlalchemy import text
+
+    statement = text("DELETE FROM dpoflow_sealed WHERE kind = :kind AND name = :name")
+    for each in seals:
+        connection.execute(statement, {"kind": each.kind, "name": each.name})
 
 
 def artifact_root() -> Any:
