@@ -489,6 +489,8 @@ def _logged_models(stage: Stage, role: str) -> Iterator[Attempt]:
     yield Attempt(kind, "a tag deleted", Way("DELETE", f"{model}/tags/note", {}))
     yield Attempt(kind, "parameters written", Way("POST", f"{model}/params", params))
     yield Attempt(kind, "called failed", Way("PATCH", model, failed))
+    elsewhere = f"{API}/logged-models/{stage.open_model}"
+    yield Attempt(kind, "called failed, by another's path", Way("PATCH", elsewhere, failed))
 
 
 def _files(stage: Stage, role: str) -> Iterator[Attempt]:

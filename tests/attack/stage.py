@@ -189,6 +189,9 @@ class Stage:
         assert copied.ok, copied.text
         made = ada.post(f"{API}/runs/create", experiment_id=self.waiting.experiment_id)
         self.open_run = str(made.json()["run"]["info"]["run_id"])
+        loose = {"experiment_id": self.waiting.experiment_id, "name": "loose"}
+        answer = ada.post(f"{API}/logged-models", **loose)
+        self.open_model = str(answer.json()["model"]["info"]["model_id"])
         for model in ("support", "prod", "own"):
             self._let_write("registered_model", model)
         for experiment in {self.waiting.experiment_id, self.own.experiment_id}:

@@ -3,6 +3,7 @@
 One server for all of it, since each takes a while to start; each test has a model of its own.
 """
 
+import itertools
 import json
 import os
 import threading
@@ -506,6 +507,37 @@ def test_the_step_that_recorded_a_version_may_still_end(server: GateServer) -> N
     assert server.person("rita").approve(version.subject).ok
 
     denied(server, "ada", ada.post(f"{API}/runs/log-metric", **late))
+
+
+def test_a_run_that_may_still_end_opens_no_other_that_is_named_beside_it(
+    server: GateServer, case: Recorded
+) -> None:
+    going = fresh(server, "going", end=False)
+    ended, ada = fresh(server, "ended"), server.person("ada")
+    upload = "/ajax-api/2.0/mlflow/upload-artifact"
+    for one, other in itertools.permutations((going.run_id, ended.run_id)):
+        tag = {"run_id": one, "run_uuid": other, "key": "note", "value": "x"}
+        denied(server, "ada", ada.post(f"{API}/runs/set-tag", **tag))
+        both = f"{upload}?run_uuid={one}&run_uuid={other}&path=x.txt"
+        denied(server, "ada", ada.send("POST", both, data=b"x"))
+
+
+def test_a_logged_model_rests_also_where_only_the_body_names_it(
+    server: GateServer, case: Recorded
+) -> None:
+    ada = server.person("ada")
+    made = ada.post(f"{API}/logged-models", experiment_id=case.experiment_id, name="own").json()
+    own = f"{API}/logged-models/{made['model']['info']['model_id']}"
+
+    for name in ("model_id", "modelId"):
+        body = {name: case.model_id, "status": "LOGGED_MODEL_UPLOAD_FAILED"}
+        denied(server, "ada", ada.patch(own, **body))
+
+
+def test_a_path_that_no_file_has_is_refused_at_once(server: GateServer) -> None:
+    answer = server.anybody().send("PUT", f"{ARTIFACTS}/{'a/' * 20_000}x", data=b"x")
+
+    assert answer.status_code in (401, 403)
 
 
 def test_a_step_that_is_run_again_beside_a_sealed_run_makes_another(

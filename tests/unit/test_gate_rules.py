@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,8 +49,8 @@ class Registry:
     def aliases(self, name: str) -> dict[str, str]:
         return self.named.get(name, {})
 
-    def sealed(self, kind: SealedKind, names: Sequence[str]) -> Seal | None:
-        return next((each for each in self.seals if each.kind == kind and each.name in names), None)
+    def sealed(self, *asked: tuple[SealedKind, str]) -> tuple[Seal, ...]:
+        return tuple(each for each in self.seals if (each.kind, each.name) in asked)
 
     def run(self, run_id: str) -> RunFacts | None:
         status = self.runs.get(run_id)
@@ -606,9 +605,10 @@ def test_a_path_is_read_as_the_store_reads_it(given: str, seen: str) -> None:
     [
         *("../x", "1/../champions/x", "1/%2e%2e/x", "/etc/passwd", "a#b"),
         *("1\\x", "1/run/artifacts\\x", "1%5Cx", "1%255cx"),
+        "a/" * 513,
     ],
 )
-def test_a_path_out_of_the_root_is_refused(path: str) -> None:
+def test_a_path_out_of_the_root_or_longer_than_any_is_refused(path: str) -> None:
     with pytest.raises(act.Unreadable):
         act.safe_path(path)
 
@@ -735,3 +735,24 @@ def test_a_route_that_nobody_knows_is_refused() -> None:
     [closed] = guard.read(act.Request({}, "", b""))
     assert isinstance(closed, act.Closed)
     assert "crown_model" in closed.sentence
+
+
+def test_what_a_body_brings_is_judged_once_it_is_there() -> None:
+    """What is judged at the headers alone brings nothing, or streams and is judged again."""
+    early = {name for name, guard in act.GUARDED.items() if not (guard.needs_body or guard.streams)}
+    asked = act.Request({"model_id": "m", "tag_key": "k", "artifact_path": "x"}, "", b"")
+    closed = {
+        name
+        for name in early
+        if all(isinstance(each, act.Closed) for each in act.GUARDED[name].read(asked))
+    }
+
+    assert early - closed == {"_delete_logged_model_tag", "_delete_artifact_mlflow_artifacts"}
+
+
+def test_a_batch_of_more_models_than_a_batch_has_metrics_is_refused() -> None:
+    metrics = [{"model_id": f"m-{each}"} for each in range(1001)]
+    body = json.dumps({"run_id": "r", "metrics": metrics}).encode()
+
+    with pytest.raises(act.Unreadable, match="more than 1,000 logged models"):
+        act.GUARDED["_log_batch"].read(act.Request({}, "", body))

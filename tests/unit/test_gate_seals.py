@@ -67,7 +67,7 @@ def test_a_version_that_was_recorded_stays_sealed_whatever_became_of_another(
         ends[each](office, calls[each])
 
     assert sealed(office) == {"model", "experiment"}
-    assert office.facts.sealed(("version", "support/2")) is not None
+    assert office.facts.sealed(("version", "support/2"))
 
 
 def test_what_nobody_needs_any_more_is_unsealed_and_the_log_says_so(office: Office) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 16_000_000
 """Of what is read before it is let through; files go through in a stream."""
+_LONGEST_PATH = 1024
+"""Of a file: what is sealed has names no longer."""
+_MOST_MODELS = 1000
+"""That one batch of metrics is of; MLflow takes as many metrics."""
 CHAMPIONS = "champions"
 """The folder of the artifact root that only the promoter writes."""
 
@@ -174,15 +178,15 @@ class WriteRun:
 
 @dataclass(frozen=True)
 class WriteLoggedModel:
-    """Tag a logged model, finalize it, delete it."""
+    """Tag a logged model, finalize it, delete it, log to it."""
 
-    model_id: str
+    model_ids: tuple[str, ...]
     how: str
 
     @property
     def subject(self) -> str:
-        """The logged model."""
-        return self.model_id
+        """The logged model, or those that the request names."""
+        return " ".join(self.model_ids)
 
 
 @dataclass(frozen=True)
@@ -408,6 +412,8 @@ def safe_path(path: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.utils.uri import validate_path_is_safe
 
+    if len(path) > _LONGEST_PATH:  # nobody is known yet, and every folder above it is looked up
+        raise Unreadable(f"the path has more than {_LONGEST_PATH:,} characters")
     try:
         safe = str(validate_path_is_safe(path))  # type: ignore[no-untyped-call]
     except (MlflowException, ValueError):
@@ -506,20 +512,22 @@ def _tag_logged_model(request: Request) -> Sequence[Action]:
         str(request.values["model_id"]),
     )
     keys = tuple(tag.key for tag in told.tags)
-    return [WriteLoggedModel(model_id, "tag"), TagOther("logged model", model_id, keys)]
+    return [WriteLoggedModel((model_id,), "tag"), TagOther("logged model", model_id, keys)]
 
 
 def _untag_logged_model(request: Request) -> Sequence[Action]:
     model_id = str(request.values["model_id"])
     keys = (str(request.values["tag_key"]),)
-    return [WriteLoggedModel(model_id, "tag"), TagOther("logged model", model_id, keys)]
+    return [WriteLoggedModel((model_id,), "tag"), TagOther("logged model", model_id, keys)]
 
 
 def _logged_model(how: str) -> Guard:
     def read(request: Request) -> Sequence[Action]:
-        return [WriteLoggedModel(str(request.values["model_id"]), how)]
+        # MLflow asks permission for the path's model, and some handlers write to the body's.
+        named = _named(json_of(request.body), "model_id", "modelId")
+        return [WriteLoggedModel((str(request.values["model_id"]), *named), how)]
 
-    return Guard(read, needs_body=False)
+    return Guard(read)
 
 
 def _set_alias(request: Request) -> Sequence[Action]:
@@ -554,9 +562,12 @@ def _run(how: str) -> Guard:
         metrics = told.get("metrics")
         measured = [told, *(metrics if isinstance(metrics, list) else [])]
         models = {name for each in measured for name in _named(each, "model_id", "modelId")}
+        if len(models) > _MOST_MODELS:
+            raise Unreadable(f"the body names more than {_MOST_MODELS:,} logged models")
         runs = _named(told, "run_id", "runId", "run_uuid", "runUuid")
         # A run's metrics may be a logged model's, too.
-        return [WriteRun(runs, how), *(WriteLoggedModel(each, how) for each in sorted(models))]
+        of_models = [WriteLoggedModel(tuple(sorted(models)), how)] if models else []
+        return [WriteRun(runs, how), *of_models]
 
     return Guard(read)
 
@@ -588,6 +599,8 @@ def _multipart(how: str) -> Guard:
 
 
 def _upload_to_run(request: Request) -> Sequence[Action]:
+    if request.body is None:
+        raise Unreadable(f"the file has more than {MAX_BODY_BYTES:,} bytes")
     told = parse_qs(request.query, keep_blank_values=True)
     for path in told.get("path", []):
         safe_path(path)
@@ -649,7 +662,7 @@ GUARDED: dict[str, Guard] = {
     "_create_multipart_upload_artifact": _multipart("begin by parts"),
     "_complete_multipart_upload_artifact": _multipart("end by parts"),
     "_abort_multipart_upload_artifact": _multipart("drop parts"),
-    "serve_upload_artifact": Guard(_upload_to_run, needs_body=False),
+    "serve_upload_artifact": Guard(_upload_to_run),
     "_create_presigned_upload_url": _closed("presigned upload", _NO_PRESIGNED),
     "_log_metric": _run("metric"),
     "_log_param": _run("param"),

@@ -78,8 +78,8 @@ class Facts(Protocol):
         """Alias to version; empty where there is no such model."""
         ...
 
-    def sealed(self, *asked: tuple[SealedKind, str]) -> Seal | None:
-        """One of `asked` that is sealed, if any is."""
+    def sealed(self, *asked: tuple[SealedKind, str]) -> tuple[Seal, ...]:
+        """Those of `asked` that are sealed."""
         ...
 
     def run(self, run_id: str) -> RunFacts | None:
@@ -99,7 +99,7 @@ class StoreFacts:
     """Looked up where MLflow keeps it."""
 
     def __init__(self, engine: "Engine") -> None:
-        self._engine, self._lookups = engine, lookups_of(engine)
+        self._lookups = lookups_of(engine)
 
     def version(self, name: str, version: str) -> VersionFacts | None:
         """From the registry store."""
@@ -149,12 +149,12 @@ class StoreFacts:
             return {}
         return {alias: str(version) for alias, version in model.aliases.items()}
 
-    def sealed(self, *asked: tuple[SealedKind, str]) -> Seal | None:
+    def sealed(self, *asked: tuple[SealedKind, str]) -> tuple[Seal, ...]:
         """By primary key, and past SQLAlchemy's own language: most writes of a server ask this."""
         from sqlalchemy.exc import DBAPIError
 
         if not asked:
-            return None
+            return ()
         try:
             return self._sealed(asked)
         except DBAPIError as error:
@@ -162,17 +162,21 @@ class StoreFacts:
                 raise
             return self._sealed(asked)  # a database that came back: the pool is a fresh one now
 
-    def _sealed(self, asked: Sequence[tuple[SealedKind, str]]) -> Seal | None:
+    def _sealed(self, asked: Sequence[tuple[SealedKind, str]]) -> tuple[Seal, ...]:
         mark = "?" if self._lookups.dialect.name == "sqlite" else "%s"
-        pairs = ", ".join(f"({mark}, {mark})" for _ in asked)
-        statement = (
-            "SELECT kind, name, sealed_by, run FROM dpoflow_sealed "  # noqa: S608  # marks alone
-            f"WHERE (kind, name) IN (VALUES {pairs})"
+        by_kind: dict[str, list[str]] = {}
+        for kind, name in asked:
+            by_kind.setdefault(kind, []).append(name)
+        # One branch a kind: sqlite takes the key for these, and scans for pairs in a list.
+        where = " OR ".join(
+            f"(kind = {mark} AND name IN ({', '.join(mark for _ in names)}))"
+            for names in by_kind.values()
         )
-        values = tuple(each for pair in asked for each in pair)
+        statement = f"SELECT kind, name, sealed_by, run FROM dpoflow_sealed WHERE {where}"  # noqa: S608  # marks alone
+        values = tuple(word for kind, names in by_kind.items() for word in (kind, *names))
         with self._lookups.connect() as connection:
-            row = connection.exec_driver_sql(statement, values).first()
-        return Seal(*row) if row else None
+            rows = connection.exec_driver_sql(statement, values).fetchall()
+        return tuple(Seal(*row) for row in rows)
 
     def run(self, run_id: str) -> RunFacts | None:
         """From the tracking store."""

@@ -8,6 +8,7 @@ Admins are bound like everybody: no rule asks for that role.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import singledispatch
@@ -106,7 +107,7 @@ def is_guarded(action: act.Action, facts: Facts) -> bool:  # noqa: C901  # one l
         case act.SetAlias() | act.DeleteAlias():
             return act.protected_alias(action.alias) is not None
         case act.ChangeVersion(how="update"):
-            return facts.sealed(("version", action.subject)) is not None
+            return bool(facts.sealed(("version", action.subject)))
         case act.ChangeVersion(how="delete"):
             return bool(_aliases_of(action, facts))
         case act.ChangeModel():
@@ -114,11 +115,11 @@ def is_guarded(action: act.Action, facts: Facts) -> bool:  # noqa: C901  # one l
         case act.WriteArtifact():
             return _is_held(action, facts)
         case act.WriteRun():
-            return facts.sealed(*_runs(action)) is not None
+            return bool(facts.sealed(*_runs(action)))
         case act.WriteLoggedModel():
-            return facts.sealed(("model", action.model_id)) is not None
+            return bool(facts.sealed(*(("model", each) for each in action.model_ids)))
         case act.DeleteExperiment():
-            return facts.sealed(("experiment", action.experiment_id)) is not None
+            return bool(facts.sealed(("experiment", action.experiment_id)))
         case act.CreateExperiment():
             return bool(action.artifact_location)
     return True
@@ -138,7 +139,7 @@ def _aliases_of(action: act.ChangeVersion, facts: Facts) -> list[str]:
 def _is_held(action: act.WriteArtifact, facts: Facts) -> bool:
     if action.path in ("", act.CHAMPIONS) or action.path.startswith(f"{act.CHAMPIONS}/"):
         return True
-    return facts.sealed(*_folders(action.path), ("above", action.path)) is not None
+    return bool(facts.sealed(*_folders(action.path), ("above", action.path)))
 
 
 def _runs(action: act.WriteRun) -> list[tuple[SealedKind, str]]:
@@ -193,16 +194,15 @@ def _(action: act.DeleteExperiment, who: Who, world: World) -> Verdict:
 @judge.register
 def _(action: act.WriteLoggedModel, who: Who, world: World) -> Verdict:
     return Denied(
-        f"Logged model {action.model_id} is the evidence of a version and rests as it was "
+        f"Logged model {action.subject} is the evidence of a version and rests as it was "
         "evaluated; log a new one."
     )
 
 
 @judge.register
 def _(action: act.WriteRun, who: Who, world: World) -> Verdict:
-    if action.how not in ("delete", "restore") and _may_still_end(
-        world.facts.sealed(*_runs(action)), who, world.facts
-    ):
+    seals = world.facts.sealed(*_runs(action))
+    if action.how not in ("delete", "restore") and _may_still_end(seals, who, world.facts):
         return Allowed()
     return Denied(
         f"Run {action.subject} is the source of a version and rests as it was evaluated; "
@@ -210,11 +210,14 @@ def _(action: act.WriteRun, who: Who, world: World) -> Verdict:
     )
 
 
-def _may_still_end(seal: Seal | None, who: Who, facts: Facts) -> bool:
-    """The step that recorded the version tells its own end in the run; then that rests, too."""
-    if seal is None or not seal.run or seal.sealed_by != who.user:
-        return False
-    return _goes_on(seal.run, facts)
+def _may_still_end(seals: Sequence[Seal], who: Who, facts: Facts) -> bool:
+    """The step that recorded the version tells its own end in the run; then that rests, too.
+
+    Every one of them: what names a run that goes on beside one that rests writes to neither.
+    """
+    return bool(seals) and all(
+        seal.run and seal.sealed_by == who.user and _goes_on(seal.run, facts) for seal in seals
+    )
 
 
 def _goes_on(run_id: str, facts: Facts) -> bool:
@@ -230,13 +233,13 @@ def _(action: act.WriteArtifact, who: Who, world: World) -> Verdict:
     if path.split("/")[0] == act.CHAMPIONS:
         return _champion_file(action, who, world)
     held = world.facts.sealed(*_folders(path))
-    if held is None:
+    if not held:
         return Denied(f"{path} has files below it that a version rests on, so it stays.")
     if action.how != "delete" and _may_still_end(held, who, world.facts):
         return Allowed()
     return Denied(
-        f"{held.name} holds files that a version rests on, and they stay as they were evaluated; "
-        "log a new model."
+        f"{held[0].name} holds files that a version rests on, and they stay as they were "
+        "evaluated; log a new model."
     )
 
 
@@ -413,7 +416,7 @@ def _fault(version: VersionFacts, submission: bk.Submission, world: World) -> st
     case = world.case
     if case is None or isinstance(case, DataRejected):
         return str(case or "it has no evidence").rstrip(".")
-    if world.facts.sealed(("model", version.model_id)) is None:
+    if not world.facts.sealed(("model", version.model_id)):
         return "its files are not sealed, so they may have changed since; register it again"
     if case.signer is None:
         return "its decision is unsigned, so nobody vouches for it"
