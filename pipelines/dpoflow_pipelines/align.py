@@ -140,7 +140,7 @@ def align(
 
     `submitted` says whose run it is where nobody waits for it: see `contracts.submitted`.
     """
-    ended = place(conclude(state_root=state_root))
+    ended = place(conclude(state_root=state_root), cache=False)
     with dsl.ExitHandler(ended, name="align"):
         pinned = pin(state_root, snapshot_config, submitted)
         merged = prepare(state_root, pinned, validate_config, synthesize_config)
@@ -159,7 +159,7 @@ def sweep(train_configs: Sequence[str]) -> Callable[..., Any]:
         synthesize_config: str,
         evaluate_config: str,
     ) -> None:
-        ended = place(conclude(state_root=state_root))
+        ended = place(conclude(state_root=state_root), cache=False)
         with dsl.ExitHandler(ended, name="sweep"):
             pinned = pin(state_root, snapshot_config)
             merged = prepare(state_root, pinned, validate_config, synthesize_config)

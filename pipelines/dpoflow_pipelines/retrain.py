@@ -25,7 +25,7 @@ def retrain(
     submitted: str = "",
 ) -> None:
     """Each `…_config` is the canonical JSON of its own section of the spec; as in `align`."""
-    ended = place(conclude(state_root=state_root))
+    ended = place(conclude(state_root=state_root), cache=False)
     with dsl.ExitHandler(ended, name="retrain"):
         pinned = pin(state_root, snapshot_config, submitted)
         news = place(

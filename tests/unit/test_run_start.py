@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
+from pydantic import ValidationError
 
 from dpoflow.contracts.base import canonical_json
 from dpoflow.contracts.errors import ConfigError, DataRejected
@@ -132,6 +133,40 @@ def test_the_end_leaves_the_run_in_one_page_on_the_volume_and_in_mlflow(
     assert there.registry is not None
     assert there.registry.version == 3
     assert load_text(f"runs:/{opened}/summary.json") == (folder / "summary.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("word", "train", "status"),
+    [
+        ("COMPLETE", "SUCCEEDED", "FINISHED"),  # as ML metadata says it
+        ("CACHED", "SUCCEEDED", "FINISHED"),
+        ("RUNNING", "SUCCEEDED", "FINISHED"),  # asked for before it was noted
+        ("RUNNING", "FAILED", "FAILED"),
+        ("RUNNING", "RUNNING", "FAILED"),  # killed outright
+        ("CANCELED", "SUCCEEDED", "FAILED"),
+    ],
+)
+def test_every_word_that_kubeflow_has_for_an_end_is_understood(
+    tmp_path: Path, pod: Any, word: str, train: Any, status: str
+) -> None:
+    start_run(told(), tmp_path)
+    folder = tmp_path / "runs" / "0c0ffee0-1"
+    leave(folder, TaskRecord(name="train", state=train, started=1, ended=2))
+
+    begin("conclude").simply(conclude, state=word, message="")
+
+    assert MlflowClient().get_run(os.environ["DPOFLOW_MLFLOW_PARENT"]).info.status == status
+
+
+def test_a_run_ends_though_its_page_cannot_be_made(tmp_path: Path, pod: Any) -> None:
+    start_run(told(), tmp_path)
+    folder = tmp_path / "runs" / "0c0ffee0-1"
+    leave(folder, TaskRecord(name="register", state="SUCCEEDED", started=1, result={"a": 1}))
+
+    with pytest.raises(ValidationError):
+        conclude("SUCCEEDED", "")
+
+    assert MlflowClient().get_run(os.environ["DPOFLOW_MLFLOW_PARENT"]).info.status == "FINISHED"
 
 
 def test_a_platforms_run_that_is_tried_again_does_not_keep_it_either(

@@ -299,6 +299,19 @@ def test_nobody_there_is_an_outage_that_names_the_address() -> None:
         KfpApi("http://127.0.0.1:9", "dpoflow", pause_s=0.001)
 
 
+def test_a_run_that_somebody_deleted_in_kubeflow_is_submitted_anew(
+    kfp: FakeKfp, tmp_path: Path
+) -> None:
+    first = submitted(kfp, tmp_path)
+    kfp.stored["runs"].clear()
+
+    again = submitted(kfp, tmp_path)
+
+    assert not again.was_there
+    assert again.kfp_run_id != first.kfp_run_id
+    assert again.folder == first.folder  # its state is kept, and this one goes on with it
+
+
 def test_lists_of_several_pages_are_read_to_their_end(kfp: FakeKfp, tmp_path: Path) -> None:
     kfp.page = 1
     for who in ("ann", "ben", "cem"):

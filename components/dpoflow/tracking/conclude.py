@@ -28,11 +28,17 @@ if TYPE_CHECKING:
 _LONGEST = 4000
 """Of a tag, in characters."""
 
+_WELL = ("SUCCEEDED", "COMPLETE", "CACHED")
+"""The second and third are ML metadata's, whose words Kubeflow's driver hands on."""
+_UNSURE = ("", "RUNNING", "PENDING", "UNKNOWN", "STATE_UNSPECIFIED", "RUNTIME_STATE_UNSPECIFIED")
+"""Heard where the driver asks before it is noted; then the tasks' own records say it."""
+
 
 def run(state: str, message: str) -> str:
     """Tell the run the DAG's state, what ended it and what it cost; returns the state."""
     folder = os.environ.get(RUN_DIR)
     records = read_records(Path(folder)) if folder else {}
+    state = _ended(state, records.values())
     told, cost = _cause(records.values()) or message, cost_of(records.values())
     tags = {STATE: state, MESSAGE: told, TRACE_TAG: trace_id()}
     run_id = note(
@@ -44,10 +50,12 @@ def run(state: str, message: str) -> str:
     from mlflow import MlflowClient
 
     client, succeeded = MlflowClient(), state == "SUCCEEDED"
-    if folder and os.environ.get(KFP_RUN_ID):
-        _leave_summary(client, run_id, Path(folder), records, None if succeeded else told)
-    if os.environ.get(CLOSES):
-        client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+    try:
+        if folder and os.environ.get(KFP_RUN_ID):
+            _leave_summary(client, run_id, Path(folder), records, None if succeeded else told)
+    finally:
+        if os.environ.get(CLOSES):
+            client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
     return state
 
 
@@ -93,6 +101,16 @@ def _leave_summary(
     text = summary.model_dump_json(indent=2) + "\n"
     files.write_text(folder / "summary.json", text)
     client.log_text(run_id, text, "summary.json")
+
+
+def _ended(word: str, records: Iterable[TaskRecord]) -> str:
+    """How a DAG ended, of the word that Kubeflow has for it."""
+    if word in _WELL:
+        return "SUCCEEDED"
+    if word not in _UNSURE:
+        return word
+    mine = [record for record in records if record.name != "conclude"]
+    return "SUCCEEDED" if all(record.state == "SUCCEEDED" for record in mine) else "FAILED"
 
 
 def _cause(records: Iterable[TaskRecord]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.results import RunState, RunSummary
 from dpoflow.tracking.settings import artifact_location, local_uri, public, quiet_mlflow, quoted
@@ -137,16 +139,19 @@ def message_of(run_id: str) -> str:
 
 
 def summary_of(run: PipelineRun) -> RunSummary | None:
-    """The summary that the run's end left there; None before, and where MLflow does not answer."""
+    """The summary that the run's end left there.
+
+    None before, where MLflow does not answer, and where another version of dpoflow wrote it.
+    """
     quiet_mlflow()
     from mlflow.artifacts import load_text
     from mlflow.exceptions import MlflowException
 
     try:
         text = load_text(f"runs:/{run.run_id}/summary.json")
-    except (MlflowException, OSError):
+        return RunSummary.model_validate_json(text)
+    except (MlflowException, OSError, ValidationError):
         return None
-    return RunSummary.model_validate_json(text)
 
 
 def _active(client: "MlflowClient", run_id: str) -> "Run | None":

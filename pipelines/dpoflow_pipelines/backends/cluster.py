@@ -28,7 +28,7 @@ from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.ir import read_ir
-from dpoflow_pipelines.backends.kfp_api import KfpApi, named
+from dpoflow_pipelines.backends.kfp_api import KfpApi, NotThere, named
 from dpoflow_pipelines.backends.laptop import TaskFailed, task_names
 from dpoflow_pipelines.images_lock import is_pinned
 from dpoflow_pipelines.placement import TASK_LABEL, placed_for, wanted
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from dpoflow.tracking.pipeline_run import PipelineRun
 
 BACKEND = "cluster"
-ENDED = {"SUCCEEDED", "FAILED", "CANCELING", "CANCELED", "SKIPPED"}
+GONE = "DELETED"
+"""In Kubeflow, by somebody: what it did is in the state all the same."""
+ENDED = {"SUCCEEDED", "FAILED", "CANCELING", "CANCELED", "SKIPPED", GONE}
 """A run that is being ended begins nothing any more: another one goes on from its state."""
 _STATES: dict[str, TaskState] = {
     "PENDING": "PENDING",
@@ -131,7 +133,7 @@ def submit(
         with claim_run(home, spec, there, pipeline) as run:
             known = run.memory()
             if known.get("kfp_run_id"):
-                state = state_of(api, known["kfp_run_id"])
+                state = _state_or_gone(api, known["kfp_run_id"])
                 if state == "SUCCEEDED":
                     run.remember(state="SUCCEEDED")
                     continue  # a new run, with the next number
@@ -139,6 +141,13 @@ def submit(
                     return _placed(run, api, known, was_there=True)
                 _forget(run)  # it failed or was stopped: its state is kept, and a new one goes on
             return _submit(spec, run, api, pipeline, images)
+
+
+def _state_or_gone(api: KfpApi, kfp_run_id: str) -> str:
+    try:
+        return state_of(api, kfp_run_id)
+    except NotThere:
+        return GONE
 
 
 def _forget(run: Run) -> None:
@@ -403,10 +412,6 @@ def records_of(details: list[Any], names: list[str]) -> dict[str, TaskRecord]:
             error=_said(each) if state == "FAILED" else None,
         )
     return found
-
-
-def _begun(detail: Any) -> float:
-    return float(detail.create_time.timestamp()) if detail.create_time else 0.0
 
 
 def _said(detail: Any) -> str:

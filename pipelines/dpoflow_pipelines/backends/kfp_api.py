@@ -29,6 +29,10 @@ Answer = TypeVar("Answer")
 Page = Callable[[str], Any]
 
 
+class NotThere(ConfigError):
+    """Kubeflow has nothing of that id."""
+
+
 class Away(ServiceUnavailable):
     """It did not answer, is busy, or somebody was quicker: what was asked may have been done."""
 
@@ -121,6 +125,8 @@ class KfpApi:
             )
         if status == 409:  # HTTP's Conflict: somebody was quicker, and what they made is looked for
             return Away(f"{text}: {said}; somebody makes the same at this moment, try again")
+        if status == 404:
+            return NotThere(f"{text}: {said}")
         if status in (0, 408, 429) or status >= 500:
             return Away(f"{text}: {said}; give the same command again later")
         return ConfigError(f"{text}: {said}")
