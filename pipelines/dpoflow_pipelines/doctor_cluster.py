@@ -27,6 +27,7 @@ GROUPS = {
     ),
 }
 _TIMEOUT_S = 5
+_AT_FIRST_POD = "WaitForFirstConsumer"
 
 
 def plain_spec() -> Spec:
@@ -87,15 +88,24 @@ def _state(kube: KubeApi, namespace: str, config: PlacementConfig) -> Iterator[F
         yield False, "state volume", f"no {name}", "make the claim, or set placement.state_claim"
         return
     modes, phase = claim["spec"].get("accessModes", []), claim.get("status", {}).get("phase", "")
+    kind = claim["spec"].get("storageClassName")
+    of_kind = kube.get(f"/apis/storage.k8s.io/v1/storageclasses/{kind}") if kind else None
+    # Such a volume is made where its first pod is.
+    waits = phase == "Pending" and (of_kind or {}).get("volumeBindingMode") == _AT_FIRST_POD
+    shared = "ReadWriteMany" in modes or _num_nodes(kube) == 1
     yield (
-        phase == "Bound" and "ReadWriteMany" in modes,
+        (phase == "Bound" or waits) and shared,
         "state volume",
-        f"{name} {phase or 'unknown'}, {', '.join(modes)}",
+        f"{name} {phase or 'unknown'}{' until its first pod' * waits}, {', '.join(modes)}",
         "tasks on several nodes share it: a bound claim with ReadWriteMany (NFS, EFS, CephFS, …)",
     )
-    if (kind := claim["spec"].get("storageClassName")) and phase != "Bound":
-        there = kube.get(f"/apis/storage.k8s.io/v1/storageclasses/{kind}") is not None
+    if kind and phase != "Bound":
+        there = of_kind is not None
         yield there, "storage class", kind if there else f"no {kind}", "install it, or name another"
+
+
+def _num_nodes(kube: KubeApi) -> int:
+    return len((kube.get("/api/v1/nodes") or {}).get("items", []))
 
 
 def _gpus(kube: KubeApi, config: PlacementConfig) -> Iterator[Finding]:
@@ -171,8 +181,11 @@ def _reached(kube: KubeApi, what: str, url: str) -> Iterator[Finding]:
     """A service of the cluster by its endpoints; anything else by asking it from here."""
     host = urlsplit(url).hostname or ""
     parts = host.split(".")
-    if len(parts) > 2 and parts[2] == "svc":
+    in_cluster = len(parts) > 2 and parts[2] == "svc"
+    found = None
+    if in_cluster or len(parts) == 2:  # SERVICE.NAMESPACE, or a name such as example.org
         found = kube.get(f"/api/v1/namespaces/{parts[1]}/endpoints/{parts[0]}")
+    if in_cluster or found is not None:
         ready = sum(len(each.get("addresses") or ()) for each in (found or {}).get("subsets") or ())
         seen = f"{host}: {ready} ready" if found else f"no service {host}"
         yield ready > 0, what, seen, f"start it, or name another ({url})"

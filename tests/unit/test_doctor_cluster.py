@@ -127,6 +127,29 @@ def test_what_is_missing_is_found(
     assert finding in wrong()
 
 
+def test_a_volume_of_one_node_is_shared_where_there_is_one_node(cluster: FakeObjects) -> None:
+    cluster.objects[CLAIM] = claim("Bound", "ReadWriteOnce")
+    cluster.objects["/api/v1/nodes"] = {"items": [node("8")]}
+
+    assert wrong() == []
+
+
+def test_a_claim_that_waits_for_its_first_pod_is_fine(cluster: FakeObjects) -> None:
+    cluster.objects[CLAIM] = claim("Pending", "ReadWriteMany")
+    kind = {"volumeBindingMode": "WaitForFirstConsumer"}
+    cluster.objects["/apis/storage.k8s.io/v1/storageclasses/efs"] = kind
+
+    assert wrong() == []
+
+
+def test_a_service_is_known_by_its_short_name(cluster: FakeObjects) -> None:
+    endpoint = {"base_url": "http://judge.dpoflow-serving:8000/v1", "model": "m"}
+    judged = {"judge": {"kind": "llm", "endpoint": endpoint}}
+    cluster.objects["/api/v1/namespaces/dpoflow-serving/endpoints/judge"] = READY
+
+    assert wrong(evaluate=judged) == []
+
+
 def test_what_the_spec_asks_for_is_looked_for(cluster: FakeObjects) -> None:
     del cluster.objects["/apis/trainer.kubeflow.org"]
     kind = "NVIDIA-H100-80GB-HBM3"

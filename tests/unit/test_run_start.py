@@ -32,6 +32,7 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives what makes this process a new pod of the run."""
     for name in NAMES:  # so that they are as before once the test ends
         monkeypatch.setenv(name, "x")
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps files for whoever names no place
     monkeypatch.setenv("DPOFLOW_STATE_ROOT", str(tmp_path))
     monkeypatch.setenv("KFP_RUN_ID", "0c0ffee0-1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
