@@ -87,6 +87,10 @@ def _check_place(place: str, memory: str | None) -> None:
         )
     if memory and place != "containers":
         raise ConfigError("--memory goes with --on containers; a process takes what it needs")
+    if place == "containers":
+        from dpoflow_pipelines.backends.containers import check_memory
+
+        check_memory(memory)
 
 
 @contextlib.contextmanager
@@ -293,6 +297,8 @@ def compile(
         raise ConfigError(
             f"{output} is a folder; name a file in it, such as {output}/{pipeline}.yaml"
         )
+    if output.is_file() and not output.read_bytes().startswith(b"# PIPELINE DEFINITION"):
+        raise ConfigError(f"{output} is there and no compiled pipeline; name another file")
     if spec is None:
         if sets or images:
             raise ConfigError("--set and --images say where tasks run: name the SPEC, too")

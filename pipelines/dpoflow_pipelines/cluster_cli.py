@@ -73,7 +73,7 @@ def submit(
     from dpoflow_pipelines import on_cluster
 
     which = runnable(pipeline)
-    loaded = on_cluster.in_namespace(load_spec(spec, sets or []), namespace)
+    loaded = load_spec(spec, on_cluster.in_namespace(sets, namespace))
     console, lock = standard_console(), on_cluster.lock_of(images)
     if dry_run:
         on_cluster.show_dry(console, loaded, which, lock)
@@ -159,7 +159,7 @@ def schedule_create(
 
     if gitops is (cron is not None):
         raise ConfigError("schedule create takes --cron, or --gitops, which knows no time")
-    loaded = on_cluster.in_namespace(load_spec(spec, sets or []), namespace)
+    loaded = load_spec(spec, on_cluster.in_namespace(sets, namespace))
     lock = on_cluster.lock_of(images)
     if cron is None:
         typer.echo(schedules.gitops(loaded, on_cluster.SCHEDULED, lock), nl=False)
@@ -183,6 +183,7 @@ def schedule_pause(name: Name, endpoint: Endpoint = None, namespace: Namespace =
     from dpoflow_pipelines import schedules
 
     schedules.pause(_api(endpoint, namespace), name)
+    typer.echo(f"{name} is paused; dpoflow schedule resume {name} goes on")
 
 
 @schedule.command("resume")
@@ -191,6 +192,7 @@ def schedule_resume(name: Name, endpoint: Endpoint = None, namespace: Namespace 
     from dpoflow_pipelines import schedules
 
     schedules.resume(_api(endpoint, namespace), name)
+    typer.echo(f"{name} goes on with its next time")
 
 
 @schedule.command("trigger")
@@ -228,3 +230,4 @@ def schedule_delete(name: Name, endpoint: Endpoint = None, namespace: Namespace 
     from dpoflow_pipelines import schedules
 
     schedules.delete(_api(endpoint, namespace), name)
+    typer.echo(f"{name} is deleted; its runs stay")

@@ -8,7 +8,7 @@ Not     what is asked of the server (backends/cluster.py, schedules.py)
 import datetime as dt
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -38,12 +38,9 @@ def lock_of(path: Path | None) -> dict[str, str]:
     return read_lock(path) if path else default_lock()
 
 
-def in_namespace(spec: Spec, namespace: str | None) -> Spec:
-    """The spec with `--namespace` over what it says."""
-    if namespace is None:
-        return spec
-    placement = spec.placement.model_dump(mode="json") | {"namespace": namespace}
-    return Spec.model_validate(spec.model_dump(mode="json") | {"placement": placement})
+def in_namespace(sets: Sequence[str] | None, namespace: str | None) -> list[str]:
+    """What lies over a spec, with `--namespace` last."""
+    return [*(sets or []), *([f"placement.namespace={namespace}"] if namespace else [])]
 
 
 def show_dry(
@@ -169,7 +166,8 @@ def cancel_run(console: Console, home: Path, run_id: str) -> None:
     known = cluster.attach(folder)
     state = cluster.cancel(KfpApi(known["endpoint"], known["namespace"]), folder)
     if state in cluster.ENDED:
-        console.print(f"{run_id} had ended already: {state}", highlight=False)
+        word = "is being ended" if state == "CANCELING" else "had ended"
+        console.print(f"{run_id} {word} already: {state}", highlight=False)
         return
     console.print(
         f"{run_id} is told to end. A TrainJob should go with the task that waits for it, and its "

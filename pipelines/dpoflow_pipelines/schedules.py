@@ -78,6 +78,11 @@ def check_cron(text: str) -> str:
             f"the cron '{text}' has {len(fields)} fields, and Kubeflow's have six: second minute "
             "hour day-of-month month day-of-week, such as '0 0 2 * * *' for two at night"
         )
+    if not fields[0].isdecimal():
+        raise ConfigError(
+            f"the cron '{text}' begins with '{fields[0]}' as its second, which is many runs a "
+            "minute; write one second from 0 to 59"
+        )
     for given, (what, low, high, names) in zip(fields, _FIELDS, strict=True):
         if not all(_is_part(part, low, high, names.split()) for part in given.split(",")):
             raise ConfigError(

@@ -65,7 +65,7 @@ def recurring(kfp: FakeKfp) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "cron", [NIGHTLY, "*/10 * * * * ?", "0 30 1-5,22 1 jan-mar MON-FRI", "0 0 */6 * * 0,6"]
+    "cron", [NIGHTLY, "5 */10 * * * ?", "0 30 1-5,22 1 jan-mar MON-FRI", "0 0 */6 * * 0,6"]
 )
 def test_six_fields_that_the_scheduler_takes_are_taken(cron: str) -> None:
     assert check_cron(cron) == cron
@@ -85,6 +85,8 @@ def test_six_fields_that_the_scheduler_takes_are_taken(cron: str) -> None:
         ("0 0 2 * foo *", "'foo' as its month"),
         ("0 0 2, * * *", "as its hour"),
         ("", "has 0 fields"),
+        ("* * * * * *", "'\\*' as its second, which is many runs a minute"),
+        ("*/10 * * * * ?", "many runs a minute"),
     ],
 )
 def test_any_other_cron_is_refused_with_what_to_write(cron: str, told: str) -> None:

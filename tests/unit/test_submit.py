@@ -1,7 +1,9 @@
 """Submitting to Kubeflow, against an HTTP fake of its API: once, whatever is cut off on the way."""
 
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,56 @@ def test_what_cannot_work_is_told_before_anything_is_sent(
         submit(spec_of(**more), tmp_path, api_of(kfp), images=images)
 
     assert kfp.writes() == []
+
+
+@pytest.mark.parametrize("uri", ["file:///data/pairs", "ftp://host/pairs", "gs://bucket/pairs"])
+def test_what_no_pod_can_read_is_told_before_anything_is_sent(
+    kfp: FakeKfp, tmp_path: Path, uri: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"a path of this machine|is not known here"):
+        submit(spec_of(data={"sources": [{"uri": uri}]}), tmp_path, api_of(kfp), images=LOCK)
+
+    assert kfp.writes() == []
+
+
+def test_a_page_to_log_in_at_is_not_taken_for_kubeflow() -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>Who are you?</html>")
+
+        def log_message(self, *given: Any) -> None:
+            """Not on standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match="answers with text/html and not as Kubeflow"):
+            KfpApi(f"http://127.0.0.1:{server.server_port}", "dpoflow", pause_s=0.001)
+        server.shutdown()
+
+
+def test_what_is_refused_is_not_written_and_a_spec_is_not_written_over(
+    asked: list[str], tmp_path: Path
+) -> None:
+    spec, out = asked[1], tmp_path / "out.yaml"
+    before = Path(spec).read_bytes()
+
+    loose = command("compile", "align", spec, "-o", str(out))  # no image has a digest
+    over = command("compile", "align", "-o", spec)
+
+    assert "is no image with a digest" in str(loose.exception)
+    assert "is there and no compiled pipeline" in str(over.exception)
+    assert Path(spec).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["align.yaml", "images.lock"]
+
+
+def test_a_namespace_that_kubernetes_would_not_take_is_told_as_such(asked: list[str]) -> None:
+    told = command(*asked, "--dry-run", "--namespace", "Bad_Name").exception
+
+    assert isinstance(told, ConfigError)
+    assert "placement.namespace" in str(told)
 
 
 def test_tags_are_taken_where_the_spec_says_so_and_paths_where_pods_see_them(

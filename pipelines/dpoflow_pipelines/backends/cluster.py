@@ -26,6 +26,8 @@ from dpoflow.contracts.errors import BY_NAME, ConfigError, DpoflowError, Service
 from dpoflow.contracts.results import RunSummary, TaskState
 from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
+from dpoflow.sources import remote
+from dpoflow.sources.files import local_path
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.kfp_api import KfpApi, NotThere, named
@@ -43,6 +45,7 @@ GONE = "DELETED"
 """In Kubeflow, by somebody: what it did is in the state all the same."""
 ENDED = {"SUCCEEDED", "FAILED", "CANCELING", "CANCELED", "SKIPPED", GONE}
 """A run that is being ended begins nothing any more: another one goes on from its state."""
+_MODELS = ("hf://", "package://")
 _STATES: dict[str, TaskState] = {
     "PENDING": "PENDING",
     "RUNNING": "RUNNING",
@@ -81,14 +84,21 @@ def compiled_for(
 ) -> list[str]:
     """Compile the DAG for the spec's placement; gives its images. Raises ConfigError."""
     _check_paths(spec)
-    compile_to(path, pipeline, placed_for(spec), images)
-    found = sorted(set(_images(path)))
-    loose = [image for image in found if not is_pinned(image)]
-    if loose and spec.placement.images == "digest":
-        raise ConfigError(
-            f"{', '.join(loose)} is no image with a digest, so what runs could change under the "
-            "run; name a lock of built images with --images, or set placement.images: tag"
-        )
+    draft = path.with_name(f".{path.name}.unchecked")
+    try:
+        compile_to(draft, pipeline, placed_for(spec), images)
+        found = sorted(set(_images(draft)))
+        loose = [image for image in found if not is_pinned(image)]
+        if loose and spec.placement.images == "digest":
+            locked = ", ".join(sorted(images)) or "nothing"
+            raise ConfigError(
+                f"{', '.join(loose)} is no image with a digest, so what runs could change under "
+                f"the run; name a lock of built images with --images (this one has {locked}), or "
+                "set placement.images: tag"
+            )
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return found
 
 
@@ -104,9 +114,10 @@ def _check_paths(spec: Spec) -> None:
     seen = [placed.state_path]
     seen += [volume.path for volume in wanted(placed, "snapshot").volumes or ()]
     for uri in spec.snapshot.uris():
-        if "://" in uri or uri.startswith(REGISTRY):
+        if uri.startswith((REGISTRY, *_MODELS)) or remote.is_remote(uri):
             continue
-        if not any(Path(os.path.normpath(uri)).is_relative_to(path) for path in seen):
+        place = os.path.normpath(local_path(uri))  # refuses what no pod can read either
+        if not any(Path(place).is_relative_to(path) for path in seen):
             raise ConfigError(
                 f"{uri} is a path of this machine, and pods see {', '.join(seen)}; put it there, "
                 "on s3:// or https://, or mount its volume with placement.snapshot.volumes"

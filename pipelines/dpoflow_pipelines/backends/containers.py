@@ -180,7 +180,7 @@ def in_containers(
     Raises ConfigError where there is no engine or no image, or the spec asks for what is in no
     image; ServiceUnavailable where an engine does not answer.
     """
-    _check_memory(memory)
+    check_memory(memory)
     check_tracking(home)
     gpu = shutil.which("nvidia-smi") is not None
     for spec in specs:
@@ -199,7 +199,8 @@ def in_containers(
         yield how.run
 
 
-def _check_memory(memory: str | None) -> None:
+def check_memory(memory: str | None) -> None:
+    """Raises ConfigError where it is no size."""
     try:
         most = docker.utils.parse_bytes(memory or "1g")
     except errors.DockerException:

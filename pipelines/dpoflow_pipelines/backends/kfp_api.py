@@ -56,9 +56,14 @@ class KfpApi:
         self.experiments = api.ExperimentServiceApi(client)
         self.runs = api.RunServiceApi(client)
         self.recurring = api.RecurringRunServiceApi(client)
-        health = self.ask(
-            "tell its health", api.HealthzServiceApi(client).healthz_service_get_healthz
-        )
+        asked = api.HealthzServiceApi(client).healthz_service_get_healthz_with_http_info
+        health, _, headers = self.ask("tell its health", asked)
+        if "json" not in (kind := str(headers.get("Content-Type", ""))):
+            raise ConfigError(
+                f"{public(self.endpoint)} answers with {kind or 'something'} and not as Kubeflow "
+                f"Pipelines does: a page to log in at, perhaps; name the API itself ({ENDPOINT} or "
+                f"--endpoint), and give {TOKEN} where it asks who you are"
+            )
         self.namespace: str | None = namespace if health.multi_user else None
         """None where the server has one namespace for everybody: its own."""
 
