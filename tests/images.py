@@ -1,6 +1,7 @@
 """Our container images, really built here, and an engine to run them.
 
-Gives   `built_image`, `podman`, `engine_environment`, `why_not`
+Gives   `built_image`, `podman`, `engine_environment`, `why_not`; `python -m tests.images` builds all
+        that the tests ask for, ahead of them
 Not     a registry, where root and debootstrap can make the base: it may be out of reach
 """
 
@@ -142,3 +143,8 @@ def _pip_settings() -> list[str]:
                 near = path.parent if word.startswith("file://") else path
                 volumes.add(f"{near}:{near}:ro")
     return [word for volume in sorted(volumes) for word in ("--volume", volume)]
+
+
+if __name__ == "__main__" and not why_not():
+    for each in ("cpu", "mlflow"):
+        built_image(each)
