@@ -1,7 +1,7 @@
 """Our container images, really built here, and an engine to run them.
 
-Gives   `built_image`, `podman`, `engine_environment`, `why_not`; `python -m tests.images` builds all
-        that the tests ask for, ahead of them
+Gives   `built_image`, `podman`, `engine_environment`, `why_not`; `python -m tests.images` builds
+        all that the tests ask for, ahead of them
 Not     a registry, where root and debootstrap can make the base: it may be out of reach
 """
 
