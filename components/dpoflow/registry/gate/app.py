@@ -6,7 +6,7 @@ Not     the rules (rules.py), what a request would do (actions.py), our own endp
 
 A guarded action is judged and written to the log in one turn that nobody else's falls into; then
 it happens. Where it does not happen after all, a row says so. Ordinary writes cost a look at the
-path, and one look-up by primary key where they touch a run, a logged model or a file.
+path, and a look-up by primary key where they touch a run, a logged model or a file.
 """
 
 import json
