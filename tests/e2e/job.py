@@ -66,7 +66,7 @@ class SmallJob:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Besides that of the tests, of which MLflow's and our own variables are left out."""
-    patience_s: float = 300
+    patience_s: float = 600
     """A command that takes longer hangs."""
 
     @classmethod
@@ -137,7 +137,7 @@ class SmallJob:
         *,
         phase: str = "",
         done: int = 0,
-        within_s: float = 200,
+        within_s: float = 600,
     ) -> None:
         """Return once `task` of the running process is in `phase` and has done so much."""
         deadline = time.monotonic() + within_s

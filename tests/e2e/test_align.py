@@ -14,7 +14,7 @@ from tests.tiny import tiny_folder
 
 from dpoflow.contracts.manifest import sha256_file
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 SIGNER = Ed25519PrivateKey.generate()
 PUBLIC = SIGNER.public_key().public_bytes_raw().hex()
