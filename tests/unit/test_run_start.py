@@ -25,6 +25,8 @@ NAMES = (
     *("DPOFLOW_SUBMISSION", "MLFLOW_RUN_ID", RUN_DIR),
 )
 GPU_HOUR = Used(gpu_seconds=3600)
+VERSION = {"model": "desk", "version": 3, "alias": "challenger", "digest": "d", "uri": "u"}
+NOTHING_TO_LEARN = {"decision": "skip", "sentence": "Nothing is new.", "new_pairs": 0}
 
 
 @pytest.fixture
@@ -107,11 +109,10 @@ def test_the_end_leaves_the_run_in_one_page_on_the_volume_and_in_mlflow(
 ) -> None:
     start_run(told(), tmp_path)
     folder, opened = tmp_path / "runs" / "0c0ffee0-1", os.environ["DPOFLOW_MLFLOW_PARENT"]
-    version = {"model": "desk", "version": 3, "alias": "challenger", "digest": "d", "uri": "u"}
     leave(folder, TaskRecord(name="train", state="SUCCEEDED", started=2, ended=602, used=GPU_HOUR))
     leave(folder, TaskRecord(name="snapshot", state="SUCCEEDED", started=1, ended=1.5))
     leave(
-        folder, TaskRecord(name="register", state="SUCCEEDED", started=3, ended=4, result=version)
+        folder, TaskRecord(name="register", state="SUCCEEDED", started=3, ended=4, result=VERSION)
     )
 
     pod()
@@ -137,22 +138,26 @@ def test_the_end_leaves_the_run_in_one_page_on_the_volume_and_in_mlflow(
 
 
 @pytest.mark.parametrize(
-    ("word", "train", "status"),
+    ("word", "last", "state", "status"),
     [
-        ("COMPLETE", "SUCCEEDED", "FINISHED"),  # as ML metadata says it
-        ("CACHED", "SUCCEEDED", "FINISHED"),
-        ("RUNNING", "SUCCEEDED", "FINISHED"),  # asked for before it was noted
-        ("RUNNING", "FAILED", "FAILED"),
-        ("RUNNING", "RUNNING", "FAILED"),  # killed outright
-        ("CANCELED", "SUCCEEDED", "FAILED"),
+        ("COMPLETE", "register", "SUCCEEDED", "FINISHED"),  # as ML metadata says it
+        ("CACHED", "register", "SUCCEEDED", "FINISHED"),
+        ("RUNNING", "register", "SUCCEEDED", "FINISHED"),  # asked for before it was noted
+        ("RUNNING", "decide", "SUCCEEDED", "FINISHED"),  # there was nothing to learn
+        ("RUNNING", "register", "FAILED", "FAILED"),
+        ("RUNNING", "register", "RUNNING", "FAILED"),  # killed outright
+        ("RUNNING", "merge", "SUCCEEDED", "FAILED"),  # and the pod of train never began
+        ("CANCELED", "register", "SUCCEEDED", "FAILED"),
     ],
 )
 def test_every_word_that_kubeflow_has_for_an_end_is_understood(
-    tmp_path: Path, pod: Any, word: str, train: Any, status: str
+    tmp_path: Path, pod: Any, word: str, last: str, state: Any, status: str
 ) -> None:
     start_run(told(), tmp_path)
     folder = tmp_path / "runs" / "0c0ffee0-1"
-    leave(folder, TaskRecord(name="train", state=train, started=1, ended=2))
+    told_so = {"decide": NOTHING_TO_LEARN, "register": VERSION}
+    result = told_so.get(last) if state == "SUCCEEDED" else None
+    leave(folder, TaskRecord(name=last, state=state, started=1, ended=2, result=result))
 
     begin("conclude").simply(conclude, state=word, message="")
 
