@@ -89,10 +89,12 @@ def _state(kube: KubeApi, namespace: str, config: PlacementConfig) -> Iterator[F
         return
     modes, phase = claim["spec"].get("accessModes", []), claim.get("status", {}).get("phase", "")
     kind = claim["spec"].get("storageClassName")
-    of_kind = kube.get(f"/apis/storage.k8s.io/v1/storageclasses/{kind}") if kind else None
+    of_kind = None
+    if kind and phase != "Bound":  # who runs here may not be shown classes of storage
+        of_kind = kube.get(f"/apis/storage.k8s.io/v1/storageclasses/{kind}")
     # Such a volume is made where its first pod is.
     waits = phase == "Pending" and (of_kind or {}).get("volumeBindingMode") == _AT_FIRST_POD
-    shared = "ReadWriteMany" in modes or _num_nodes(kube) == 1
+    shared = "ReadWriteMany" in modes or len(_nodes(kube)) == 1
     yield (
         (phase == "Bound" or waits) and shared,
         "state volume",
@@ -104,12 +106,13 @@ def _state(kube: KubeApi, namespace: str, config: PlacementConfig) -> Iterator[F
         yield there, "storage class", kind if there else f"no {kind}", "install it, or name another"
 
 
-def _num_nodes(kube: KubeApi) -> int:
-    return len((kube.get("/api/v1/nodes") or {}).get("items", []))
+def _nodes(kube: KubeApi) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (kube.get("/api/v1/nodes") or {}).get("items", [])
+    return found
 
 
 def _gpus(kube: KubeApi, config: PlacementConfig) -> Iterator[Finding]:
-    nodes = (kube.get("/api/v1/nodes") or {}).get("items", [])
+    nodes = _nodes(kube)
     for task in GPU_TASKS:
         got = wanted(config, task)
         if not got.gpus:

@@ -134,6 +134,13 @@ def test_a_volume_of_one_node_is_shared_where_there_is_one_node(cluster: FakeObj
     assert wrong() == []
 
 
+def test_a_claim_is_judged_though_classes_of_storage_are_not_shown(cluster: FakeObjects) -> None:
+    cluster.objects[CLAIM] = claim("Bound", "ReadWriteOnce")
+    cluster.objects["/apis/storage.k8s.io/v1/storageclasses/efs"] = 403
+
+    assert wrong() == [("state volume", "dpoflow-state Bound, ReadWriteOnce")]
+
+
 def test_a_claim_that_waits_for_its_first_pod_is_fine(cluster: FakeObjects) -> None:
     cluster.objects[CLAIM] = claim("Pending", "ReadWriteMany")
     kind = {"volumeBindingMode": "WaitForFirstConsumer"}
