@@ -297,7 +297,8 @@ def compile(
         raise ConfigError(
             f"{output} is a folder; name a file in it, such as {output}/{pipeline}.yaml"
         )
-    if output.is_file() and not output.read_bytes().startswith(b"# PIPELINE DEFINITION"):
+    there = output.read_bytes() if output.is_file() else b""
+    if there and not there.startswith(b"# PIPELINE DEFINITION"):
         raise ConfigError(f"{output} is there and no compiled pipeline; name another file")
     if spec is None:
         if sets or images:

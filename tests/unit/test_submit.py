@@ -502,6 +502,8 @@ def test_cancelling_ends_a_run_once_and_leaves_one_that_is_over(
     assert kfp.run().state == "CANCELING"
     kfp.goes_on("SUCCEEDED")
     assert cancel(api_of(kfp), there.folder) == "SUCCEEDED"
+    kfp.stored["runs"].clear()
+    assert cancel(api_of(kfp), there.folder) == "DELETED"
 
     assert kfp.writes().count(f"runs/{there.kfp_run_id}:terminate") == 1
 

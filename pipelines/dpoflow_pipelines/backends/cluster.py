@@ -486,7 +486,7 @@ def summary_of(folder: Path) -> RunSummary | None:
 def cancel(api: KfpApi, folder: Path) -> str:
     """Ask Kubeflow to end a run; gives its state before. One that is over stays as it is."""
     known = attach(folder)
-    state = state_of(api, known["kfp_run_id"])
+    state = _state_or_gone(api, known["kfp_run_id"])
     if state not in ENDED:
         api.ask("end the run", api.runs.run_service_terminate_run, run_id=known["kfp_run_id"])
     return state
