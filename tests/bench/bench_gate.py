@@ -80,8 +80,8 @@ class Client:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=6, help="of servers; an even number")
-    parser.add_argument("--rounds", type=int, default=9, help="of each pair")
+    parser.add_argument("--pairs", type=int, default=4, help="of servers; an even number")
+    parser.add_argument("--rounds", type=int, default=13, help="of each pair")
     parser.add_argument("--runs", type=int, default=4, help="runs a round; five writes each")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args(arguments)
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--pairs is an even number, so that either is started first as often")
     pairs = []
     for number in range(chosen.pairs):
-        pairs.append(_pair(SERVERS[:: (1, -1)[number % 2]], chosen.rounds, chosen.runs))
+        servers = SERVERS if number % 2 == 0 else SERVERS[::-1]
+        pairs.append(_pair(servers, chosen.rounds, chosen.runs))
         print(f"pair {number + 1}: {_ratio(pairs[-1]):.3f}", flush=True)
     told = _told(pairs)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -510,7 +510,7 @@ def test_the_step_that_recorded_a_version_may_still_end(server: GateServer) -> N
 
 
 def test_a_run_that_may_still_end_opens_no_other_that_is_named_beside_it(
-    server: GateServer, case: Recorded
+    server: GateServer,
 ) -> None:
     going = fresh(server, "going", end=False)
     ended, ada = fresh(server, "ended"), server.person("ada")

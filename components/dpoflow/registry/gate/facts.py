@@ -172,7 +172,7 @@ class StoreFacts:
             f"(kind = {mark} AND name IN ({', '.join(mark for _ in names)}))"
             for names in by_kind.values()
         )
-        statement = f"SELECT kind, name, sealed_by, run FROM dpoflow_sealed WHERE {where}"  # noqa: S608  # marks alone
+        statement = f"SELECT kind, name, sealed_by, run FROM dpoflow_sealed WHERE {where}"  # noqa: S608  # only placeholders are put in
         values = tuple(word for kind, names in by_kind.items() for word in (kind, *names))
         with self._lookups.connect() as connection:
             rows = connection.exec_driver_sql(statement, values).fetchall()
