@@ -31,6 +31,7 @@ def weights(job: Job, name: str) -> dict[str, torch.Tensor]:
     return load_file(job.policy(name) / "model.safetensors")
 
 
+pytestmark = pytest.mark.timeout(600)  # each group of processes imports torch anew, some twice
 full = pytest.mark.full
 ADAPTERS = {"method": "lora", "lora": LoraConfig(rank=4)}
 CASES = [
@@ -77,7 +78,7 @@ def test_a_killed_rank_ends_the_others_and_the_same_call_goes_on(
     tmp_path: Path, sharding: str
 ) -> None:
     job = Job(tmp_path, tiny_pairs(40))
-    knobs = {"batch_size": 4, "epochs": 30.0, "save_steps": 5}
+    knobs = {"batch_size": 4, "epochs": 8.0, "save_steps": 5}
     job.run(changed(**knobs), "one")
     config = changed(**knobs, **TWO, sharding=sharding)
     killed: list[int] = []
@@ -134,7 +135,7 @@ def test_more_processes_than_pairs_in_a_batch_are_refused(tmp_path: Path) -> Non
 def test_a_checkpoint_of_two_processes_is_continued_by_one(tmp_path: Path) -> None:
     """What is written does not tell how many wrote it."""
     job = Job(tmp_path, tiny_pairs(40))
-    knobs = {"batch_size": 4, "epochs": 30.0, "save_steps": 5}
+    knobs = {"batch_size": 4, "epochs": 8.0, "save_steps": 5}
     job.run(changed(**knobs), "one")
 
     def stop() -> None:
@@ -145,7 +146,7 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(tmp_path: Path) -> No
             os.kill(pid, signal.SIGTERM)
 
     Thread(target=stop, daemon=True).start()
-    with pytest.raises(ServiceUnavailable, match=r"stopped by SIGTERM after update \d+ of 300"):
+    with pytest.raises(ServiceUnavailable, match=r"stopped by SIGTERM after update \d+ of 80"):
         job.run(changed(**knobs, **TWO, sharding="fsdp"), "two")
     checkpoints = job.folder / "state" / "two" / "work" / "checkpoints"
     for path in checkpoints.glob("update-*/state.json"):

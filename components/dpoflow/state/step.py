@@ -38,6 +38,7 @@ from dpoflow.contracts.errors import BY_NAME, DataRejected, DpoflowError, Servic
 from dpoflow.contracts.results import TaskState, Used
 from dpoflow.state import files
 from dpoflow.state.events import Events
+from dpoflow.state.imports import unswept
 from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.surroundings import RUN_DIR, join_run
 from dpoflow.state.usage import Usage
@@ -376,7 +377,9 @@ def later(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
 
     def run(*given: Any, **named: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(*given, **named)
+        with unswept():
+            loaded = importlib.import_module(module)
+        return getattr(loaded, function)(*given, **named)
 
     return run
 

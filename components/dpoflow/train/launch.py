@@ -17,6 +17,7 @@ from dpoflow.contracts.errors import ConfigError
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.state import files
 from dpoflow.state.events import Events
+from dpoflow.state.imports import unswept
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.train.outcome import SHUTDOWN_S, Job, cause
 from dpoflow.train.preemption import Preemption
@@ -26,7 +27,8 @@ def launch(job: Job, events: Events) -> None:
     """Train. Raises what training raised, wherever that was."""
     if job.config.backend == "inprocess":
         _check_alone()
-        from dpoflow.train.work import work  # torch: not where others do the work
+        with unswept():
+            from dpoflow.train.work import work  # torch: not where others do the work
 
         work(job)
         return
@@ -74,7 +76,7 @@ def _torchrun(job: Job, path: Path) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(many), "--shutdown-timeout", str(SHUTDOWN_S)),
-        *("-m", "dpoflow.train.work", str(path)),
+        *("-m", "dpoflow.train", str(path)),
     ]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // many))
     environment = {
@@ -93,6 +95,7 @@ def _torchrun(job: Job, path: Path) -> None:
             _await(group, preemption)
         finally:
             group.kill()
+            group.wait()
     if group.returncode:
         raise cause(job, f"torchrun ended with {group.returncode}: {_last_line(log, before)}")
 

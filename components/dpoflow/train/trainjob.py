@@ -47,7 +47,7 @@ def manifest(job: Job, path: Path) -> dict[str, Any]:
         "image": os.environ.get("DPOFLOW_IMAGE", GPU),
         "command": ["torchrun"],
         "args": [
-            *("--shutdown-timeout", str(SHUTDOWN_S), "-m", "dpoflow.train.work", str(path)),
+            *("--shutdown-timeout", str(SHUTDOWN_S), "-m", "dpoflow.train", str(path)),
         ],
         "numNodes": knobs.nodes,
         "numProcPerNode": job.config.processes or knobs.gpus or 1,

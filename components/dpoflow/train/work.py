@@ -1,10 +1,8 @@
 """Training itself, as each of its processes does it.
 
-    python -m dpoflow.train.work JOB.json       what torchrun and a TrainJob start
-
 Reads   a `Job`: config, pairs, the models to start from and to be held to, a state folder
 Gives   `work`: trained weights and an `Outcome` in the state's work folder
-Not     the policy's folder (step.py), starting processes (launch.py)
+Not     the policy's folder (step.py), starting processes (launch.py, __main__.py)
 
 Killed at any moment and called again, it ends in the same weights, bit for bit on a processor: the
 plan is a function of the seed, checkpoints lie in the state, and what the reference thinks lies in
@@ -13,7 +11,6 @@ the home for every run.
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dpoflow.contracts import manifest
-from dpoflow.contracts.errors import ConfigError, DpoflowError, ServiceUnavailable
+from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy import load
@@ -31,11 +28,10 @@ from dpoflow.policy.layout import Group, Groups
 from dpoflow.policy.logprobs import Scorer, check_head, choose_layout
 from dpoflow.policy.tokenise import EncodedPairs
 from dpoflow.state.events import Events, read_events
-from dpoflow.state.lifeline import tie_to_runner
 from dpoflow.state.step import StepState
 from dpoflow.train import checkpoint, processes
 from dpoflow.train.examples import Examples, Strangers
-from dpoflow.train.outcome import Job, Outcome, leave_error
+from dpoflow.train.outcome import Job, Outcome
 from dpoflow.train.plan import Batch, first_look, in_order, plan
 from dpoflow.train.preemption import Preemption
 from dpoflow.train.prepare import encode, longest_pair, prepared, watched, without_dropout
@@ -267,23 +263,3 @@ def _digest_of(model: Path) -> str:
     """A model folder's digest: from its manifest, or from its bytes where it has none."""
     sealed = (model / manifest.FILE_NAME).is_file()
     return manifest.read(model).digest if sealed else manifest.digest_of(model)
-
-
-def main(path: Path) -> int:
-    """One process of several; its error, if it is the first, is left for whoever started it."""
-    tie_to_runner()
-    job = Job.model_validate_json(path.read_text("utf-8"))
-    try:
-        work(job)
-    except DpoflowError as error:
-        leave_error(job, error)
-        return error.exit_code
-    except Exception as error:
-        if not processes.is_of_another(error):
-            leave_error(job, error)
-        raise
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
