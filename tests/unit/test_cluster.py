@@ -144,6 +144,19 @@ def test_the_schemas_see_a_wrong_field_and_a_wrong_type() -> None:
     assert "livenesProbe" in "".join(faults)
 
 
+def test_the_example_that_serves_a_champion_fits_the_namespace_it_is_written_for() -> None:
+    text = (ROOT / "infra" / "serving" / "pull-then-vllm.yaml").read_text("utf-8")
+    documents = [each for each in yaml.safe_load_all(text) if each]
+
+    assert [each["kind"] for each in documents] == ["Deployment", "NetworkPolicy"]
+    assert schema_faults(documents) == []
+    for check in (
+        *(manifests.hardened, manifests.limited, manifests.probed, manifests.pinned),
+        *(manifests.without_values, manifests.selected),
+    ):
+        assert check(documents) == [], check.__name__
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_nothing_comes_twice_and_all_lies_in_our_namespaces(overlay: str) -> None:
     documents = built(overlay)
