@@ -8,7 +8,7 @@ Not     what is asked of the server (backends/cluster.py, schedules.py)
 import datetime as dt
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -61,6 +61,9 @@ def show_dry(
     for told in placed_rows(spec, tasks):
         table.add_row(*told)
     console.print(table)
+    for task in tasks:
+        if more := "; ".join(besides(spec, task)):
+            console.print(f"{task}: {more}", markup=False, highlight=False, soft_wrap=True)
     console.print("nothing was submitted")
 
 
@@ -76,6 +79,22 @@ def placed_rows(spec: Spec, tasks: list[str]) -> list[tuple[str, ...]]:
             (task, f"{got.gpus or ''}{kind}", got.cpu or "", got.memory or "", f"{hours:.3g} h")
         )
     return rows
+
+
+def besides(spec: Spec, task: str) -> Iterator[str]:
+    """What a task gets besides; of secrets the names."""
+    got = wanted(placed_for(spec), task)
+    if got.shared_memory:
+        yield f"{got.shared_memory} of its memory shared"
+    if got.node_selector:
+        yield f"on nodes with {', '.join(f'{k}={v}' for k, v in got.node_selector.items())}"
+    if got.tolerations:
+        taints = (f"{each.key or 'every taint'}" for each in got.tolerations)
+        yield f"tolerates {', '.join(taints)}"
+    for volume in got.volumes or ():
+        yield f"volume {volume.claim} at {volume.path}"
+    for secret in got.secrets or ():
+        yield f"secret {secret.name} as {', '.join([*secret.env, *filter(None, [secret.path])])}"
 
 
 def submit_spec(

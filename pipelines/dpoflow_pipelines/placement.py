@@ -2,7 +2,7 @@
 
 Reads   the spec's section `placement`, and what else of a spec says what its tasks need
 Gives   `place` for each task of a DAG, `placing` around the DAG that is compiled, `placed_for` and
-        `wanted` to tell of it
+        `wanted` to tell of it; `endpoints_of`, the servers that a task asks
 Not     the section's knobs (contracts/placement.py), a TrainJob's own words (train/trainjob.py)
 
 Compiled without a placement, as on a laptop, a DAG has only retries, deadlines and caching.
@@ -19,7 +19,7 @@ from kfp.dsl import PipelineConfig, PipelineTask
 from kfp.dsl.structures import ResourceSpec
 
 from dpoflow.contracts.errors import ConfigError
-from dpoflow.contracts.judges import JudgeConfig, models_in, rewards_in
+from dpoflow.contracts.judges import EndpointConfig, JudgeConfig, models_in, rewards_in
 from dpoflow.contracts.placement import GPU_TASKS, PlacementConfig, SecretUse, TaskPlacement
 from dpoflow.contracts.spec import TRAIN_DEADLINE_S, Spec
 from dpoflow.images import GPU
@@ -277,15 +277,16 @@ def secrets_of(spec: Spec, task: str) -> Iterator[SecretUse]:
 
 def _keys_of(spec: Spec, task: str) -> Iterator[str]:
     """Variables that hold the keys of endpoints that a task asks."""
+    return (each.api_key_env for each in endpoints_of(spec, task) if each.api_key_env)
+
+
+def endpoints_of(spec: Spec, task: str) -> Iterator[EndpointConfig]:
+    """Servers of models that a task asks."""
     asked: list[JudgeConfig | None] = []
     if task == "synthesize" and spec.synthesize.enabled:
         asked = [spec.synthesize.judge]
-        for writer in spec.synthesize.writers:
-            if writer.endpoint is not None and writer.endpoint.api_key_env:
-                yield writer.endpoint.api_key_env
+        yield from (each.endpoint for each in spec.synthesize.writers if each.endpoint)
     if task == "evaluate":
         asked = [spec.evaluate.judge, spec.evaluate.grader]
     for judge in asked:
-        for model in models_in(judge):
-            if model.endpoint.api_key_env:
-                yield model.endpoint.api_key_env
+        yield from (each.endpoint for each in models_in(judge))

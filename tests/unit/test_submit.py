@@ -370,6 +370,46 @@ def test_what_cannot_work_is_told_before_anything_is_sent(
     assert kfp.writes() == []
 
 
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "[::1]", "[::]", "a.localhost"])
+def test_a_server_that_a_pod_would_look_for_in_itself_is_told_before_anything_is_sent(
+    kfp: FakeKfp, tmp_path: Path, address: str
+) -> None:
+    judge = {
+        "kind": "llm",
+        "endpoint": {"base_url": f"http://{address}:8000/v1", "model": "judge"},
+    }
+    for more, told in (
+        ({"evaluate": {"judge": judge}}, "evaluate: http"),
+        ({"synthesize": {"judge": judge}}, "synthesize: http"),
+        ({"placement": {"mlflow_uri": f"http://{address}:5000"}}, "placement.mlflow_uri"),
+    ):
+        with pytest.raises(ConfigError, match=f"{told}.* the pod itself"):
+            submit(spec_of(**more), tmp_path, api_of(kfp), images=LOCK)
+
+    assert kfp.writes() == []
+    there = {**judge, "endpoint": {"base_url": "http://judge.serving:8000/v1", "model": "judge"}}
+    submitted(kfp, tmp_path, spec_of(evaluate={"judge": there}))
+    assert len(kfp.stored["runs"]) == 1
+
+
+@pytest.mark.parametrize("path", ["/state", "/state/index", "/corpora/new"])
+def test_a_volume_that_would_hide_another_is_refused(path: str) -> None:
+    volumes = [{"claim": "corpora", "path": "/corpora"}]
+    placement = {
+        "default": {"volumes": volumes},
+        "snapshot": {"volumes": [{"claim": "mine", "path": path}]},
+    }
+
+    with pytest.raises(ValidationError, match=f"mine at {path}, which hides"):
+        spec_of(placement=placement)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlflow.svc:5000", "http://"])
+def test_the_tasks_mlflow_is_a_server(uri: str) -> None:
+    with pytest.raises(ValidationError, match="mlflow_uri"):
+        spec_of(placement={"mlflow_uri": uri})
+
+
 @pytest.mark.parametrize("uri", ["file:///data/pairs", "ftp://host/pairs", "gs://bucket/pairs"])
 def test_what_no_pod_can_read_is_told_before_anything_is_sent(
     kfp: FakeKfp, tmp_path: Path, uri: str
@@ -636,7 +676,10 @@ def test_a_dry_run_tells_what_each_task_gets_and_asks_nobody(
 
     assert kfp.requests == []
     assert LOCK[GPU] in told
-    assert any(line.split()[:2] == ["train", "8"] for line in told.splitlines())
+    lines = told.splitlines()
+    assert any(line.split()[:2] == ["train", "8"] for line in lines)
+    assert "train: 8Gi of its memory shared" in lines
+    assert "snapshot: secret dpoflow-s3 as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in lines
 
 
 def test_a_run_that_never_reached_kubeflow_says_so(tmp_path: Path) -> None:
@@ -644,5 +687,5 @@ def test_a_run_that_never_reached_kubeflow_says_so(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"backend": "cluster"}))
 
-    with pytest.raises(ConfigError, match="cut off before Kubeflow took it"):
+    with pytest.raises(ConfigError, match="cut off before Kubeflow was heard to take it"):
         cluster.attach(folder)

@@ -8,6 +8,7 @@ An empty section fits the names that infra/cluster installs.
 """
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -155,7 +156,7 @@ class PlacementConfig(Contract):
     state_claim: ObjectName = "dpoflow-state"
     """The PersistentVolumeClaim that all tasks share: checkpoints, models, records."""
     state_path: MountPath = "/state"
-    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow.svc:5000", min_length=1)
+    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow.svc:5000", pattern=r"^https?://[^\s/?#]+")
     """The MLflow server, as pods reach it."""
     secrets: SecretNames = SecretNames()
     images: Literal["digest", "tag"] = "digest"
@@ -197,6 +198,20 @@ class PlacementConfig(Contract):
         return self
 
     @model_validator(mode="after")
+    def _volumes_do_not_hide_each_other(self) -> Self:
+        for task in KNOWN_TASKS:
+            taken = [PurePosixPath(self.state_path)]
+            for each in (*(self.default.volumes or ()), *(self.of(task).volumes or ())):
+                path = PurePosixPath(each.path)
+                if other := next((one for one in taken if _overlap(one, path)), None):
+                    raise ValueError(
+                        f"{task} would see {each.claim} at {path}, which hides what lies at "
+                        f"{other}, or is hidden by it; give it a path of its own"
+                    )
+                taken.append(path)
+        return self
+
+    @model_validator(mode="after")
     def _logins_and_keys_stay_where_they_belong(self) -> Self:
         # A spec also says where data comes from and goes to: what it can read, it can send.
         usual = SecretNames()
@@ -221,6 +236,10 @@ class PlacementConfig(Contract):
         given = getattr(self, field) if field else TaskPlacement()
         assert isinstance(given, TaskPlacement)
         return given
+
+
+def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 _FIELDS = {

@@ -10,6 +10,7 @@ The same command again goes on where it was cut off: a run that Kubeflow has tak
 nonce in its parameters, and not made twice.
 """
 
+import ipaddress
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from google.protobuf import json_format
 
@@ -33,7 +35,7 @@ from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.kfp_api import KfpApi, NotThere, named
 from dpoflow_pipelines.backends.laptop import TaskFailed, task_names
 from dpoflow_pipelines.images_lock import is_pinned
-from dpoflow_pipelines.placement import TASK_LABEL, placed_for, wanted
+from dpoflow_pipelines.placement import TASK_LABEL, endpoints_of, placed_for, wanted
 from dpoflow_pipelines.run import compile_to, submit_to_team
 from dpoflow_pipelines.runs import IR, Run, claim_run, memory
 
@@ -84,6 +86,7 @@ def compiled_for(
 ) -> list[str]:
     """Compile the DAG for the spec's placement; gives its images. Raises ConfigError."""
     _check_paths(spec)
+    _check_addresses(spec)
     draft = path.with_name(f".{path.name}.unchecked")
     try:
         compile_to(draft, pipeline, placed_for(spec), images)
@@ -122,6 +125,28 @@ def _check_paths(spec: Spec) -> None:
                 f"{uri} is a path of this machine, and pods see {', '.join(seen)}; put it there, "
                 "on s3:// or https://, or mount its volume with placement.snapshot.volumes"
             )
+
+
+def _check_addresses(spec: Spec) -> None:
+    """Whether a pod means another machine by what the spec calls a server."""
+    named = {"placement.mlflow_uri": spec.placement.mlflow_uri}
+    for task in ("synthesize", "evaluate"):
+        named |= {f"{task}: {each.base_url}": each.base_url for each in endpoints_of(spec, task)}
+    for name, address in named.items():
+        host = urlsplit(address).hostname or ""
+        if host == "localhost" or host.endswith(".localhost") or _is_loopback(host):
+            raise ConfigError(
+                f"{name} names {host}, which is the pod itself; name the server as pods reach it, "
+                "such as http://judge.dpoflow-serving:8000/v1"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 # ---------------------------------------------------------------- submit
@@ -378,7 +403,8 @@ def attach(folder: Path) -> dict[str, str]:
     known = memory(folder)
     if not known.get("kfp_run_id"):
         raise ConfigError(
-            f"run {folder.name} was cut off before Kubeflow took it; submit it again to go on"
+            f"run {folder.name} was cut off before Kubeflow was heard to take it; submit it again, "
+            "which finds it there or makes it"
         )
     return known
 
