@@ -1,4 +1,4 @@
-"""Collection imports torch, transformers, MLflow and kfp: half of it went into sweeping them."""
+"""Collection imports torch, transformers, MLflow and kfp: two fifths of it went into sweeping."""
 
 from collections.abc import Generator
 

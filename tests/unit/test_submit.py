@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 import pytest
@@ -370,7 +371,7 @@ def test_what_cannot_work_is_told_before_anything_is_sent(
     assert kfp.writes() == []
 
 
-@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "[::1]", "[::]", "a.localhost"])
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "[::1]", "[::]", "a.localhost."])
 def test_a_server_that_a_pod_would_look_for_in_itself_is_told_before_anything_is_sent(
     kfp: FakeKfp, tmp_path: Path, address: str
 ) -> None:
@@ -379,8 +380,9 @@ def test_a_server_that_a_pod_would_look_for_in_itself_is_told_before_anything_is
         "endpoint": {"base_url": f"http://{address}:8000/v1", "model": "judge"},
     }
     for more, told in (
-        ({"evaluate": {"judge": judge}}, "evaluate: http"),
-        ({"synthesize": {"judge": judge}}, "synthesize: http"),
+        ({"evaluate": {"judge": judge}}, "a model of evaluate"),
+        ({"synthesize": {"judge": judge}}, "a model of synthesize"),
+        ({"data": {"sources": [{"uri": f"https://{address}/pairs.jsonl"}]}}, "a source"),
         ({"placement": {"mlflow_uri": f"http://{address}:5000"}}, "placement.mlflow_uri"),
     ):
         with pytest.raises(ConfigError, match=f"{told}.* the pod itself"):
@@ -392,7 +394,7 @@ def test_a_server_that_a_pod_would_look_for_in_itself_is_told_before_anything_is
     assert len(kfp.stored["runs"]) == 1
 
 
-@pytest.mark.parametrize("path", ["/state", "/state/index", "/corpora/new"])
+@pytest.mark.parametrize("path", ["/state", "/x/../state", "/state/index", "/corpora/new"])
 def test_a_volume_that_would_hide_another_is_refused(path: str) -> None:
     volumes = [{"claim": "corpora", "path": "/corpora"}]
     placement = {
@@ -400,14 +402,29 @@ def test_a_volume_that_would_hide_another_is_refused(path: str) -> None:
         "snapshot": {"volumes": [{"claim": "mine", "path": path}]},
     }
 
-    with pytest.raises(ValidationError, match=f"mine at {path}, which hides"):
+    with pytest.raises(ValidationError, match=f"mine at {normpath(path)}, which hides"):
         spec_of(placement=placement)
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlflow.svc:5000", "http://"])
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///mlflow.db", "mlflow.svc:5000", "http://", "http://[::1"]
+)
 def test_the_tasks_mlflow_is_a_server(uri: str) -> None:
     with pytest.raises(ValidationError, match="mlflow_uri"):
         spec_of(placement={"mlflow_uri": uri})
+
+
+@pytest.mark.parametrize("scheme", ["http", "mlflow"])
+def test_a_password_in_the_address_of_mlflow_is_refused_and_not_repeated(
+    asked: list[str], scheme: str
+) -> None:
+    uri = f"{scheme}://root:hunter2@mlflow:5000"
+
+    told = command(*asked, "--dry-run", "--set", f"placement.mlflow_uri={uri}").exception
+
+    assert isinstance(told, ConfigError)
+    assert "placement.mlflow_uri: must" in str(told)
+    assert "hunter2" not in str(told)
 
 
 @pytest.mark.parametrize("uri", ["file:///data/pairs", "ftp://host/pairs", "gs://bucket/pairs"])

@@ -20,10 +20,14 @@ def _server(url: str) -> str:
     # The value is not repeated: it may hold a password.
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be http://HOST:PORT/v1 or https://…, as the server prints it")
+        raise ValueError("must be http://HOST:PORT or https://…, with its path (a model's: /v1)")
     if parts.username or parts.password or parts.query:
-        raise ValueError("must hold no user, password or key; name a variable in api_key_env")
+        raise ValueError("must hold no user, password or key; a model's is named in api_key_env")
     return url.rstrip("/")
+
+
+ServerUrl = Annotated[str, AfterValidator(_server)]
+"""Of a server, without what lets one in."""
 
 
 def _variable(name: str) -> str:
@@ -59,7 +63,7 @@ KeyVariable = Annotated[VariableName, AfterValidator(_of_a_key)]
 class EndpointConfig(Contract):
     """A model behind an OpenAI-compatible server, such as vLLM."""
 
-    base_url: Annotated[str, AfterValidator(_server)]
+    base_url: ServerUrl
     """Of the server, with its version: http://localhost:8000/v1."""
     model: str = Field(min_length=1)
     """As the server names it."""

@@ -7,6 +7,7 @@ Not     Kubeflow's words for it (pipelines' placement.py), a TrainJob's own pods
 An empty section fits the names that infra/cluster installs.
 """
 
+import posixpath
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -14,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from dpoflow.contracts.base import Contract
-from dpoflow.contracts.judges import VariableName
+from dpoflow.contracts.judges import ServerUrl, VariableName
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
 """Of memory, as Kubernetes writes it: 64Gi."""
@@ -156,7 +157,7 @@ class PlacementConfig(Contract):
     state_claim: ObjectName = "dpoflow-state"
     """The PersistentVolumeClaim that all tasks share: checkpoints, models, records."""
     state_path: MountPath = "/state"
-    mlflow_uri: str = Field("http://mlflow.dpoflow-mlflow.svc:5000", pattern=r"^https?://[^\s/?#]+")
+    mlflow_uri: ServerUrl = "http://mlflow.dpoflow-mlflow.svc:5000"
     """The MLflow server, as pods reach it."""
     secrets: SecretNames = SecretNames()
     images: Literal["digest", "tag"] = "digest"
@@ -200,9 +201,9 @@ class PlacementConfig(Contract):
     @model_validator(mode="after")
     def _volumes_do_not_hide_each_other(self) -> Self:
         for task in KNOWN_TASKS:
-            taken = [PurePosixPath(self.state_path)]
+            taken = [PurePosixPath(posixpath.normpath(self.state_path))]
             for each in (*(self.default.volumes or ()), *(self.of(task).volumes or ())):
-                path = PurePosixPath(each.path)
+                path = PurePosixPath(posixpath.normpath(each.path))
                 if other := next((one for one in taken if _overlap(one, path)), None):
                     raise ValueError(
                         f"{task} would see {each.claim} at {path}, which hides what lies at "

@@ -349,8 +349,17 @@ def _retry_after(headers: Message) -> float:
 def how_it_came(uri: str) -> str:
     """What is to be said of the way the bytes took, if anything."""
     scheme, netloc, *_ = _split(uri)
-    host = urlsplit(f"//{netloc}").hostname or ""
-    near = host == "localhost"
-    with contextlib.suppress(ValueError):
-        near = ipaddress.ip_address(host).is_loopback
+    near = is_near(urlsplit(f"//{netloc}").hostname or "")
     return "" if near or scheme == "https" else ", over plain http: nobody vouches for its bytes"
+
+
+def is_near(host: str) -> bool:
+    """Whether a URL's host is the very machine, or pod, that asks."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:  # another name
+        return False
+    return address.is_loopback or address.is_unspecified

@@ -24,7 +24,7 @@ def main(path: Path) -> int:
     except DpoflowError as error:
         leave_error(job, error)
         return error.exit_code
-    except Exception as error:
+    except Exception as error:  # a bug of ours, or of another process: torchrun sees it, too
         if not is_of_another(error):
             leave_error(job, error)
         raise

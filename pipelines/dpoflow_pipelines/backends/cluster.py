@@ -10,7 +10,6 @@ The same command again goes on where it was cut off: a run that Kubeflow has tak
 nonce in its parameters, and not made twice.
 """
 
-import ipaddress
 import json
 import os
 import secrets
@@ -28,7 +27,7 @@ from dpoflow.contracts.errors import BY_NAME, ConfigError, DpoflowError, Service
 from dpoflow.contracts.results import RunSummary, TaskState
 from dpoflow.contracts.spec import REGISTRY, PipelineName, RunnableName, Spec
 from dpoflow.contracts.submitted import Submitted
-from dpoflow.sources import remote
+from dpoflow.sources import remote, web
 from dpoflow.sources.files import local_path
 from dpoflow.state.step import TaskRecord
 from dpoflow_pipelines.backends.ir import read_ir
@@ -129,24 +128,17 @@ def _check_paths(spec: Spec) -> None:
 
 def _check_addresses(spec: Spec) -> None:
     """Whether a pod means another machine by what the spec calls a server."""
-    named = {"placement.mlflow_uri": spec.placement.mlflow_uri}
+    named = [("placement.mlflow_uri", spec.placement.mlflow_uri)]
+    named += [("a source", uri) for uri in spec.snapshot.uris() if web.is_web(uri)]
     for task in ("synthesize", "evaluate"):
-        named |= {f"{task}: {each.base_url}": each.base_url for each in endpoints_of(spec, task)}
-    for name, address in named.items():
+        named += [(f"a model of {task}", each.base_url) for each in endpoints_of(spec, task)]
+    for what, address in named:
         host = urlsplit(address).hostname or ""
-        if host == "localhost" or host.endswith(".localhost") or _is_loopback(host):
+        if web.is_near(host):
             raise ConfigError(
-                f"{name} names {host}, which is the pod itself; name the server as pods reach it, "
-                "such as http://judge.dpoflow-serving:8000/v1"
+                f"{what} names {host}, which is the pod itself; name the server as pods reach it, "
+                "such as http://SERVICE.NAMESPACE:PORT"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 # ---------------------------------------------------------------- submit
