@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check images clean
+.PHONY: help setup demo up down test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate bench-start attack gpu-check images clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -67,6 +67,9 @@ bench-evaluate: setup ## Answers beside plain generate, and those kept; build/be
 
 bench-gate: setup ## Ordinary MLflow writes with the gate and without; build/bench/gate.json
 	$(PYTHON) -m tests.bench.bench_gate $(ARGS)
+
+bench-start: setup ## What a run pays for starting its tasks, beside kfp.local; build/bench/start.json
+	$(PYTHON) -m tests.bench.bench_start $(ARGS)
 
 images: setup ## The container images, by podman or docker; ARGS="cpu --push REGISTRY", "--dry-run"
 	$(PYTHON) infra/images/build.py $(ARGS)

@@ -33,13 +33,13 @@ from dpoflow.sources.files import data_files, local_path
 from dpoflow.state import files
 from dpoflow.state.step import read_records
 from dpoflow.state.summary import NO_VERDICT, summarise
+from dpoflow_pipelines.backends.laptop import Runner, not_to_run, on_laptop, task_names
 from dpoflow_pipelines.grid import Point, configs_of, grid_of
 from dpoflow_pipelines.progress import following, settled, task_table
 from dpoflow_pipelines.runs import IR, Run, claim_run
 
 if TYPE_CHECKING:
     from dpoflow.contracts.placement import PlacementConfig
-    from dpoflow_pipelines.backends.laptop import Runner
 
 
 class Interrupted(DpoflowError):
@@ -171,7 +171,7 @@ def run_spec(
     require: str | None = None,
     points: Sequence[Point] = (),
     pipeline: RunnableName = "align",
-    runner: "Runner | None" = None,
+    runner: Runner | None = None,
 ) -> RunSummary:
     """Run `spec` to its end, or continue the run of it that was cut off; with `points`, a sweep.
 
@@ -182,11 +182,15 @@ def run_spec(
     summary is written whenever a task was started.
     """
     files.writable_folder(home, "the home")
-    with claim_run(home, spec, grid_of(points), pipeline) as run, _stopped_by_sigterm():
+    with (
+        claim_run(home, spec, grid_of(points), pipeline) as run,
+        _stopped_by_sigterm(),
+        contextlib.nullcontext(runner) if runner else on_laptop(run.folder) as started,
+    ):
         word = "continuing" if run.continued else "starting"
         console.print(f"{word} run [bold]{run.run_id}[/] in {home}", highlight=False)
         try:
-            summary = _run(spec, run, console, points, runner)
+            summary = _run(spec, run, console, points, started)
         except KeyboardInterrupt as stop:
             raise _interrupted(stop) from None
         except DpoflowError as error:
@@ -201,7 +205,7 @@ def run_spec(
 
 
 def _run(
-    spec: Spec, run: Run, console: Console, points: Sequence[Point], runner: "Runner | None"
+    spec: Spec, run: Run, console: Console, points: Sequence[Point], runner: Runner
 ) -> RunSummary:
     from dpoflow.tracking.pipeline_run import close_run, open_run
     from dpoflow.tracking.settings import public
@@ -216,12 +220,6 @@ def _run(
             known=run.memory().get("mlflow_run_id"),
         )
     run.remember(mlflow_run_id=tracked.run_id)
-    from dpoflow_pipelines.backends.laptop import (
-        not_to_run,
-        run_on_laptop,
-        task_names,
-    )
-
     ir = run.folder / IR
     if points:
         compile_sweep(ir, points)
@@ -262,7 +260,7 @@ def _run(
         del arguments["train_config"], arguments["registry_config"]
     try:
         with following(console, run.folder, names):
-            (runner or run_on_laptop)(ir, arguments, run.folder, environment)
+            runner(ir, arguments, run.folder, environment)
     except BaseException as error:
         told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else error
         text = str(told) if isinstance(told, DpoflowError) else type(told).__name__

@@ -15,7 +15,7 @@ from dpoflow_pipelines.backends.ir import read_ir
 from dpoflow_pipelines.backends.laptop import (
     TaskFailed,
     not_to_run,
-    run_on_laptop,
+    on_laptop,
     task_names,
 )
 from dpoflow_pipelines.placement import RETRIES, TIMEOUT_S
@@ -189,7 +189,8 @@ def run(pipeline: Any, folder: Path, arguments: Mapping[str, str]) -> None:
     compiler.Compiler().compile(pipeline, str(ir))
     before = dict(os.environ)
     try:
-        run_on_laptop(ir, arguments, run_dir=folder, environment={})
+        with on_laptop(folder) as runner:
+            runner(ir, arguments, folder, {})
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -31,7 +31,13 @@ from dpoflow.state.lifeline import RUNNER_LOCK
 from dpoflow.state.step import code_digest
 from dpoflow.state.surroundings import RUN_DIR
 from dpoflow_pipelines.backends.engines import engine, lost
-from dpoflow_pipelines.backends.laptop import ALWAYS, Runner, TaskFailed, run_dag
+from dpoflow_pipelines.backends.laptop import (
+    ALWAYS,
+    Runner,
+    TaskFailed,
+    handled_by,
+    run_dag,
+)
 from dpoflow_pipelines.backends.seen_inside import (
     bound,
     check_tracking,
@@ -74,6 +80,7 @@ class Containers:
     ) -> None:
         """A `Runner`. No container of the run is left; ServiceUnavailable if its engine goes."""
         from kfp import local
+        from kfp.local import docker_task_handler
 
         told = {**ALWAYS, **environment, RUN_DIR: str(run_dir), RUNNER_LOCK: str(run_dir / "lock")}
         runner = local.DockerRunner(
@@ -86,7 +93,8 @@ class Containers:
         for left in run_dir.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left)
         try:
-            with _handled_by(self):
+            attempt = functools.partial(_Attempt, self)
+            with handled_by(docker_task_handler, "DockerTaskHandler", attempt):
                 run_dag(ir, arguments, run_dir=run_dir, runner=runner, ended=self.ended)
         except TaskFailed:
             if self.gone:
@@ -275,16 +283,3 @@ def _settings(client: docker.DockerClient, memory: str | None, *, gpu: bool) -> 
 def _remove(container: Any) -> None:
     with contextlib.suppress(*lost):
         container.remove(force=True)
-
-
-@contextlib.contextmanager
-def _handled_by(how: Containers) -> Iterator[None]:
-    """kfp.local looks its handler up by this name for each task."""
-    from kfp.local import docker_task_handler
-
-    theirs = docker_task_handler.DockerTaskHandler
-    docker_task_handler.DockerTaskHandler = functools.partial(_Attempt, how)
-    try:
-        yield
-    finally:
-        docker_task_handler.DockerTaskHandler = theirs

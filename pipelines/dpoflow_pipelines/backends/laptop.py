@@ -1,26 +1,32 @@
-"""Run a compiled DAG on this machine: kfp.local, one subprocess a task.
+"""Run a compiled DAG on this machine: kfp.local, one process a task.
 
 Reads   a compiled pipeline (YAML) and its arguments
-Gives   `run_on_laptop`, `run_dag` for other ways of starting tasks, `task_names`, `not_to_run`;
-        what ran is read from the tasks' own records, never from what kfp.local reports (it calls a
+Gives   `on_laptop`, `run_dag` for other ways of starting tasks, `task_names`, `not_to_run`; what
+        ran is read from the tasks' own records, never from what kfp.local reports (it calls a
         skipped branch a success)
-Not     drawing progress (progress.py), naming runs (runs.py), containers (containers.py)
+Not     drawing progress (progress.py), naming runs (runs.py), containers (containers.py), what a
+        task's process is forked from (warm.py)
 """
 
 import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.state.step import TaskRecord, read_records
 from dpoflow.state.surroundings import RUN_DIR
 from dpoflow_pipelines.backends.ir import read_ir
+from dpoflow_pipelines.backends.warm import Warm
+
+if TYPE_CHECKING:
+    from kfp.local.status import Status
 
 ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -112,17 +118,72 @@ class Runner(Protocol):
         """`environment` is what every task is told; kfp's and the tasks' output goes to a log."""
 
 
-def run_on_laptop(
-    ir: Path, arguments: Mapping[str, str], run_dir: Path, environment: Mapping[str, str]
-) -> None:
-    """A `Runner`: each task is a process, and ends with this one."""
-    from kfp import local
+@contextlib.contextmanager
+def on_laptop(run_dir: Path) -> Iterator[Runner]:
+    """Give a `Runner`: each task is a process, and ends with this one.
 
+    What tasks import is imported from now on, beside whatever the caller does meanwhile.
+    """
     os.environ.pop("MLFLOW_RUN_ID", None)  # the parent is ours or attached; steps get their own
-    os.environ.update(
-        {**ALWAYS, **environment, RUN_DIR: str(run_dir), RUNNER_PID: str(os.getpid())}
+    os.environ.update({**ALWAYS, RUN_DIR: str(run_dir), RUNNER_PID: str(os.getpid())})
+    if not hasattr(os, "pidfd_open"):  # not Linux: a fork of what was imported is not safe there
+        yield partial(_run, None)
+        return
+    with (run_dir / "log.txt").open("a", encoding="utf-8") as log, Warm(log) as warm:
+        yield partial(_run, warm)
+
+
+def _run(
+    warm: Warm | None,
+    ir: Path,
+    arguments: Mapping[str, str],
+    run_dir: Path,
+    environment: Mapping[str, str],
+) -> None:
+    from kfp import local
+    from kfp.local import subprocess_task_handler
+
+    os.environ.update(environment)
+    forking = (
+        contextlib.nullcontext()
+        if warm is None
+        else handled_by(subprocess_task_handler, "SubprocessTaskHandler", partial(_Fork, warm))
     )
-    run_dag(ir, arguments, run_dir=run_dir, runner=local.SubprocessRunner(use_venv=False))
+    with forking:
+        run_dag(ir, arguments, run_dir=run_dir, runner=local.SubprocessRunner(use_venv=False))
+
+
+class _Fork:
+    """One attempt at one task, for kfp.local: a fork instead of a Python that imports all anew."""
+
+    def __init__(
+        self,
+        warm: Warm,
+        image: str,
+        full_command: list[str],
+        pipeline_root: str,
+        runner: Any,
+        env_vars: dict[str, str] | None = None,
+    ) -> None:
+        self._warm, self._command, self._environment = warm, full_command, env_vars or {}
+
+    def run(self) -> "Status":
+        """To its end; what it printed goes to our standard output."""
+        from kfp.local.status import Status
+
+        code = self._warm.run(self._command, {**os.environ, **self._environment})
+        return Status.FAILURE if code else Status.SUCCESS
+
+
+@contextlib.contextmanager
+def handled_by(module: ModuleType, name: str, handler: Callable[..., Any]) -> Iterator[None]:
+    """Have kfp.local start tasks by `handler`: it looks its own up by name for each task."""
+    theirs = getattr(module, name)
+    setattr(module, name, handler)
+    try:
+        yield
+    finally:
+        setattr(module, name, theirs)
 
 
 def run_dag(
