@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from tests.forked import dpoflow_command
 from tests.gate import ADMIN, API, ROOT, GateServer, password_of, record
 
 from dpoflow.contracts.results import Gate
@@ -244,7 +244,7 @@ def _read(page: Page, file: str, heading: str) -> None:
 
 def _promote(server: GateServer) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dpoflow_pipelines", "review", "promote"],
+        [*dpoflow_command(), "review", "promote"],
         env=environment_of(server, "prom"),
         capture_output=True,
         text=True,

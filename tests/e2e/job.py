@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.forked import dpoflow_command
 
 from dpoflow.contracts.manifest import sha256_file
 from dpoflow.state.events import Event, read_events
@@ -68,6 +69,8 @@ class SmallJob:
     """Besides that of the tests, of which MLflow's and our own variables are left out."""
     patience_s: float = 600
     """A command that takes longer hangs."""
+    command: tuple[str, ...] = ()
+    """What stands for `dpoflow`; that of tests/forked.py where nothing is said."""
 
     @classmethod
     def write(cls, folder: Path) -> "SmallJob":
@@ -102,7 +105,7 @@ class SmallJob:
             if not key.startswith(("MLFLOW_", "DPOFLOW_"))
         } | dict(self.environment)
         return subprocess.Popen(
-            [sys.executable, "-m", "dpoflow_pipelines", *arguments],
+            [*(self.command or dpoflow_command()), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

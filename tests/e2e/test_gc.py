@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 from tests.e2e.job import SmallJob, summary
-from tests.in_process import tasks_in_this_process
+from tests.forked import tasks_forked_at_once
 from tests.tiny import tiny_folder
 
 from dpoflow.contracts.spec_file import load_spec
@@ -40,7 +40,7 @@ SMALL = (
 def ran(job: SmallJob, home: Path, seed: int) -> dict[str, Any]:
     """The summary of a small run, in this process: how its tasks end is not what is looked at."""
     sets = (*SMALL, f"train.seed={seed}", f"data.seed={seed}")
-    with patch.dict(os.environ), tasks_in_this_process():
+    with patch.dict(os.environ), tasks_forked_at_once():
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DPOFLOW_"))]:
             del os.environ[name]
         run_spec(load_spec(Path(job.spec), list(sets)), home, Console(file=io.StringIO()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import dpoflow_command
 from tests.mlflow_server import PASSWORD, MlflowServer, Person
 from tests.workshop import Workshop
 
@@ -83,7 +84,7 @@ def rows(prefix: str, count: int) -> list[dict[str, Any]]:
 
 def label(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dpoflow_pipelines", "label", *arguments],
+        [*dpoflow_command(), "label", *arguments],
         capture_output=True,
         text=True,
         check=False,

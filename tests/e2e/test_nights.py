@@ -1,7 +1,7 @@
 """Ten nights of `retrain` on a team's server: preferences arrive, reviewers agree, champion moves.
 
 Everything is real but small: the DAG, the server with its gate, the reviewer's tag, and the
-promoter as the pipeline `promote` runs it. Only tasks are no processes: see tests/in_process.py.
+promoter as the pipeline `promote` runs it. Tasks are forked: see tests/forked.py.
 """
 
 import io
@@ -18,8 +18,8 @@ from unittest.mock import patch
 import pytest
 from rich.console import Console
 from tests.e2e.job import SmallJob, summary
+from tests.forked import tasks_forked_at_once
 from tests.gate import GateServer, password_of
-from tests.in_process import tasks_in_this_process
 from tests.tiny import WORDS, tiny_folder
 
 from dpoflow.contracts.pairs import PreferencePair, Prompt, read_parquet
@@ -138,7 +138,7 @@ class Team:
         console = Console(file=said)
         spec = load_spec(Path(self.job.spec), sets)
         self.home.mkdir(exist_ok=True)
-        with patch.dict(os.environ, self.job.environment), tasks_in_this_process():
+        with patch.dict(os.environ, self.job.environment), tasks_forked_at_once():
             told = run_spec(spec, self.home, console, pipeline="retrain", require="promote")
         show_summary(console, told, self.home)
         night = Night(summary(self.home))

@@ -8,7 +8,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
+from tests.forked import dpoflow_command
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
 from tests.promoter import started
 from tests.tiny import tiny_folder
@@ -30,8 +30,6 @@ from dpoflow.registry.pull import Pulled, pull
 from dpoflow.registry.team import Team, team_server
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # the server starts for half a minute
-
-DPOFLOW = (sys.executable, "-m", "dpoflow_pipelines")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def environment_of(server: GateServer, user: str) -> dict[str, str]:
 
 def dpoflow(server: GateServer, user: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*DPOFLOW, *arguments],
+        [*dpoflow_command(), *arguments],
         env=environment_of(server, user),
         capture_output=True,
         text=True,
@@ -481,7 +479,7 @@ def test_a_watching_promoter_lives_through_a_server_that_is_killed(
     server: GateServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watching = subprocess.Popen(
-        [*DPOFLOW, "review", "promote", "--watch", "--every", "1"],
+        [*dpoflow_command(), "review", "promote", "--watch", "--every", "1"],
         env=environment_of(server, "prom"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

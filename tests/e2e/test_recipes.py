@@ -24,7 +24,7 @@ import pytest
 from rich.console import Console
 from tests.e2e.job import summary
 from tests.fakes.openai_server import Action, Say, ScriptedServer
-from tests.in_process import tasks_in_this_process
+from tests.forked import tasks_forked_at_once
 from tests.judging import answers_in
 from tests.recipes import RECIPES, page, rows
 from tests.tiny import WORDS, tiny_folder
@@ -104,10 +104,10 @@ class Kitchen:
         return {**row, name: asked}
 
     def cook(self, recipe: str, *sets: str, pipeline: RunnableName = "align") -> dict[str, Any]:
-        """The summary of the recipe's run, in this process: see tests/in_process.py."""
+        """The summary of the recipe's run, begun by this process: see tests/forked.py."""
         spec = load_spec(self.folder / f"{recipe}.yaml", [*SMALL, *sets])
         check_sources(spec)
-        with patch.dict(os.environ), tasks_in_this_process():
+        with patch.dict(os.environ), tasks_forked_at_once():
             told = run_spec(spec, self.home, Console(file=io.StringIO()), pipeline=pipeline)
         assert told.state == "SUCCEEDED"
         return summary(self.home)

@@ -5,7 +5,7 @@ Gives   `on_laptop`, `run_dag` for other ways of starting tasks, `task_names`, `
         ran is read from the tasks' own records, never from what kfp.local reports (it calls a
         skipped branch a success)
 Not     drawing progress (progress.py), naming runs (runs.py), containers (containers.py), what a
-        task's process is forked from (warm.py)
+        task's process is forked from (forkserver.py)
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from dpoflow.contracts.errors import BY_NAME, DpoflowError
 from dpoflow.state.lifeline import RUNNER_PID
 from dpoflow.state.step import TaskRecord, read_records
 from dpoflow.state.surroundings import RUN_DIR
+from dpoflow_pipelines.backends.forkserver import ForkServer
 from dpoflow_pipelines.backends.ir import read_ir
-from dpoflow_pipelines.backends.warm import Warm
 
 if TYPE_CHECKING:
     from kfp.local.status import Status
@@ -129,12 +129,12 @@ def on_laptop(run_dir: Path) -> Iterator[Runner]:
     if not hasattr(os, "pidfd_open"):  # not Linux: a fork of what was imported is not safe there
         yield partial(_run, None)
         return
-    with (run_dir / "log.txt").open("a", encoding="utf-8") as log, Warm(log) as warm:
-        yield partial(_run, warm)
+    with (run_dir / "log.txt").open("a", encoding="utf-8") as log, ForkServer(log) as server:
+        yield partial(_run, server)
 
 
 def _run(
-    warm: Warm | None,
+    server: ForkServer | None,
     ir: Path,
     arguments: Mapping[str, str],
     run_dir: Path,
@@ -146,8 +146,8 @@ def _run(
     os.environ.update(environment)
     forking = (
         contextlib.nullcontext()
-        if warm is None
-        else handled_by(subprocess_task_handler, "SubprocessTaskHandler", partial(_Fork, warm))
+        if server is None
+        else handled_by(subprocess_task_handler, "SubprocessTaskHandler", partial(_Fork, server))
     )
     with forking:
         run_dag(ir, arguments, run_dir=run_dir, runner=local.SubprocessRunner(use_venv=False))
@@ -158,20 +158,20 @@ class _Fork:
 
     def __init__(
         self,
-        warm: Warm,
+        server: ForkServer,
         image: str,
         full_command: list[str],
         pipeline_root: str,
         runner: Any,
         env_vars: dict[str, str] | None = None,
     ) -> None:
-        self._warm, self._command, self._environment = warm, full_command, env_vars or {}
+        self._server, self._command, self._environment = server, full_command, env_vars or {}
 
     def run(self) -> "Status":
         """To its end; what it printed goes to our standard output."""
         from kfp.local.status import Status
 
-        code = self._warm.run(self._command, {**os.environ, **self._environment})
+        code = self._server.run(self._command, {**os.environ, **self._environment})
         return Status.FAILURE if code else Status.SUCCESS
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpoflow_pipelines.backends.warm import Warm
+from dpoflow_pipelines.backends.forkserver import ForkServer
 
 PATIENCE_S = 300
 """A wait that takes longer hangs; nothing here rests on how fast a machine is."""
@@ -32,13 +32,15 @@ def command(folder: Path, body: str) -> list[str]:
 
 
 @pytest.fixture
-def warm(tmp_path: Path) -> Iterator[Warm]:
-    with (tmp_path / "log.txt").open("w") as log, Warm(log) as made:
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    with (tmp_path / "log.txt").open("w") as log, ForkServer(log) as made:
         yield made
 
 
-def run(warm: Warm, folder: Path, body: str, environment: Mapping[str, str] = os.environ) -> int:
-    return warm.run(command(folder, body), environment)
+def run(
+    server: ForkServer, folder: Path, body: str, environment: Mapping[str, str] = os.environ
+) -> int:
+    return server.run(command(folder, body), environment)
 
 
 def wait_for(is_so: Callable[[], object], what: str) -> None:
@@ -59,13 +61,13 @@ def wait_for(is_so: Callable[[], object], what: str) -> None:
     ],
 )
 def test_a_task_ends_with_the_status_of_its_process(
-    warm: Warm, tmp_path: Path, body: str, status: int
+    server: ForkServer, tmp_path: Path, body: str, status: int
 ) -> None:
-    assert run(warm, tmp_path, body) == status
+    assert run(server, tmp_path, body) == status
 
 
 def test_what_a_task_and_its_children_print_is_heard(
-    warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = """
     import subprocess, sys
@@ -75,7 +77,7 @@ def test_what_a_task_and_its_children_print_is_heard(
     raise ValueError("at the end")
     """
 
-    run(warm, tmp_path, body)
+    run(server, tmp_path, body)
 
     heard = capsys.readouterr().out
     for words in ("to the output", "to the errors", "from a child", "ValueError: at the end"):
@@ -83,14 +85,14 @@ def test_what_a_task_and_its_children_print_is_heard(
 
 
 def test_a_task_has_the_environment_it_is_given_and_no_other(
-    warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "environment.json"
     body = f"import json, os; open({str(out)!r}, 'w').write(json.dumps(dict(os.environ)))"
     given = {"PATH": os.environ["PATH"], "ONLY": "this"}
     monkeypatch.setenv("AFTERWARDS", "unknown to it")
 
-    assert run(warm, tmp_path, body, given) == 0
+    assert run(server, tmp_path, body, given) == 0
 
     told = json.loads(out.read_text())
     assert {**given, "_KFP_RUNTIME": "true"}.items() <= told.items()
@@ -98,13 +100,13 @@ def test_a_task_has_the_environment_it_is_given_and_no_other(
     assert "HOME" not in told
 
 
-def test_ctrl_c_is_for_a_task_what_it_is_for_any_python(warm: Warm, tmp_path: Path) -> None:
+def test_ctrl_c_is_for_a_task_what_it_is_for_any_python(server: ForkServer, tmp_path: Path) -> None:
     body = "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)"
 
-    assert run(warm, tmp_path, body) in {1, 130, -signal.SIGINT}
+    assert run(server, tmp_path, body) in {1, 130, -signal.SIGINT}
 
 
-def test_two_tasks_at_once_wait_for_each_other(warm: Warm, tmp_path: Path) -> None:
+def test_two_tasks_at_once_wait_for_each_other(server: ForkServer, tmp_path: Path) -> None:
     meet = """
     import pathlib, time
     pathlib.Path({mine!r}).touch()
@@ -116,7 +118,7 @@ def test_two_tasks_at_once_wait_for_each_other(warm: Warm, tmp_path: Path) -> No
 
     def start(mine: str, theirs: str) -> threading.Thread:
         body = meet.format(mine=mine, other=theirs)
-        thread = threading.Thread(target=lambda: statuses.append(run(warm, tmp_path, body)))
+        thread = threading.Thread(target=lambda: statuses.append(run(server, tmp_path, body)))
         thread.start()
         return thread
 
@@ -130,16 +132,16 @@ ALL_IMPORTED = "import sys; sys.exit(0 if 'dpoflow.evaluate.step' in sys.modules
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """With everything imported, which is waited for."""
-    folder = tmp_path_factory.mktemp("warm")
-    with (folder / "log.txt").open("w") as log, Warm(log) as made:
+    folder = tmp_path_factory.mktemp("server")
+    with (folder / "log.txt").open("w") as log, ForkServer(log) as made:
         wait_for(lambda: run(made, folder, ALL_IMPORTED) == 0, "it never came to the last stage")
         yield made
 
 
 def test_a_fork_computes_with_the_libraries_that_have_threads(
-    imported: Warm, tmp_path: Path
+    imported: ForkServer, tmp_path: Path
 ) -> None:
     """OpenMP's, OpenBLAS's and Arrow's. What is expected are sums of ones."""
     body = """
@@ -158,7 +160,7 @@ def test_a_fork_computes_with_the_libraries_that_have_threads(
 
 
 def test_what_is_forked_has_computed_nothing_and_started_no_thread_of_ours(
-    imported: Warm, tmp_path: Path
+    imported: ForkServer, tmp_path: Path
 ) -> None:
     body = """
     import sys, threading, torch
@@ -181,19 +183,19 @@ def the_process(folder: Path) -> psutil.Process:
 
 
 def test_where_the_process_is_killed_between_tasks_the_next_one_has_another(
-    warm: Warm, tmp_path: Path
+    server: ForkServer, tmp_path: Path
 ) -> None:
-    assert run(warm, tmp_path, "pass") == 0
+    assert run(server, tmp_path, "pass") == 0
 
     killed = the_process(tmp_path)
     killed.kill()
     wait_for(lambda: not is_alive(killed.pid), "it lives on")
 
-    assert run(warm, tmp_path, "pass") == 0
+    assert run(server, tmp_path, "pass") == 0
 
 
 def test_a_task_does_not_outlive_the_process_that_it_was_forked_from(
-    warm: Warm, tmp_path: Path
+    server: ForkServer, tmp_path: Path
 ) -> None:
     pid = tmp_path / "pid"
     body = f"""
@@ -204,7 +206,7 @@ def test_a_task_does_not_outlive_the_process_that_it_was_forked_from(
     time.sleep({PATIENCE_S})
     """
     statuses = list[int]()
-    thread = threading.Thread(target=lambda: statuses.append(run(warm, tmp_path, body)))
+    thread = threading.Thread(target=lambda: statuses.append(run(server, tmp_path, body)))
     thread.start()
     wait_for(pid.exists, "the task never began")
 
@@ -223,8 +225,8 @@ def is_alive(pid: int) -> bool:
 
 
 def test_nothing_is_left_when_the_runner_is_done(tmp_path: Path) -> None:
-    with (tmp_path / "log.txt").open("w") as log, Warm(log) as warm:
-        assert run(warm, tmp_path, "pass") == 0
+    with (tmp_path / "log.txt").open("w") as log, ForkServer(log) as server:
+        assert run(server, tmp_path, "pass") == 0
         first = the_process(tmp_path)
         every = [first, *first.children(recursive=True)]
 
