@@ -10,6 +10,10 @@ import importlib
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 @contextmanager
@@ -30,7 +34,8 @@ def load(module: str, *, without: Collection[str]) -> None:
     """Import `module` as if the packages of `without` were not installed.
 
     For a library that imports others only because they are there, and works where they are not.
-    It may remember that they are not, for as long as the process lives; we may import them after.
+    It may remember that they are not for as long as the process lives; we can import them after.
+    What is loaded already stays as it is: other threads may be using it.
     """
     if module in sys.modules:
         return
@@ -44,13 +49,16 @@ def load(module: str, *, without: Collection[str]) -> None:
 
 @contextmanager
 def _absent(packages: Collection[str]) -> Iterator[None]:
-    """Inside, no import finds `packages`: None in `sys.modules` is Python's own word for that."""
-    there = {name: sys.modules[name] for name in packages if name in sys.modules}
-    nowhere: dict[str, None] = dict.fromkeys(packages)
-    sys.modules.update(nowhere)  # type: ignore[arg-type]  # typeshed leaves None out
+    """Inside, no import finds `packages`: None in `sys.modules` is Python's own word for that.
+
+    See "The module cache" in the language reference, 5.3.1.
+    """
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
+    absent = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(absent))
     try:
         yield
     finally:
-        for name in packages:
-            del sys.modules[name]
-        sys.modules.update(there)
+        for name in absent:
+            if modules.get(name) is None:
+                modules.pop(name, None)
