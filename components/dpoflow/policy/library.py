@@ -11,7 +11,7 @@ Not     its Trainer (train/library.py), configs and tokenizers, which need no to
 
 from dpoflow.state.imports import load
 
-UNUSED = ("peft", "datasets", "scipy", "boto3")
+UNUSED = ("peft", "datasets", "scipy", "boto3", "click")
 
 for _module in ("transformers.modeling_utils", "transformers.generation.utils"):
     load(_module, without=UNUSED)
