@@ -183,3 +183,18 @@ def test_a_run_is_concluded_by_a_client_without_pandas_and_scipy(tmp_path: Path)
     )
 
     assert loaded & ({"pandas", "scipy", "kfp", "openai"} | EXTRAS | TRAINED_WITH) == set()
+
+
+def test_a_dry_run_asks_nobody_and_loads_nothing_to_ask_with(tmp_path: Path) -> None:
+    data, spec = tmp_path / "a.jsonl", tmp_path / "align.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(3)))
+    spec.write_text(f"name: desk\nmodel: {tmp_path}\ndata:\n  sources: [uri: {data}]\n")
+
+    loaded = loaded_by(
+        "import sys\n"
+        "from dpoflow_pipelines.cli import app\n"
+        "app(['run', sys.argv[1], '--dry-run'], standalone_mode=False)",
+        spec,
+    )
+
+    assert loaded & (SERVICES | EXTRAS | DRAWS | COUNTS | TRAINED_WITH | {"pyarrow"}) == set()
