@@ -7,8 +7,6 @@ Not     counting: validate and synthesize do, each in its own way
 
 from math import exp
 
-from scipy.stats import binomtest
-
 from dpoflow.contracts.results import LengthBias
 
 
@@ -17,6 +15,8 @@ def length_bias(longer: int, unequal: int, mean_log_ratio: float) -> LengthBias:
 
     The interval is exact (Clopper and Pearson 1934), of 95%.
     """
+    from scipy.stats import binomtest  # slow to import
+
     between = binomtest(longer, unequal).proportion_ci(0.95)
     return LengthBias(
         chosen_longer=longer / unequal,

@@ -1,7 +1,7 @@
 """What the pages that steps write have in common: one file each, that asks the network for nothing.
 
 Reads   texts, which are escaped here; `Html`, which its maker answers for; figures of matplotlib
-Gives   `document`, `table`, `drawing`, `Html`; `show`: what Kubeflow shows of a task
+Gives   `document`, `table`, `blank`, `drawing`, `Html`; `show`: what Kubeflow shows of a task
 Not     what a page tells: the step's own page.py
 """
 
@@ -62,6 +62,13 @@ def _cell(content: str | int | Html) -> str:
     if isinstance(content, int):
         return f'<td class="number">{content:,}</td>'
     return f"<td>{escape(content)}</td>"
+
+
+def blank(width: float, height: float) -> "Figure":
+    """A figure of so many inches with nothing on it yet."""
+    from matplotlib.figure import Figure  # where a picture is drawn, and no sooner
+
+    return Figure(figsize=(width, height))
 
 
 def drawing(figure: "Figure") -> Html:

@@ -69,14 +69,14 @@ def imports_of(path: Path) -> list[Import]:
     return list(imports(ast.parse(path.read_text(encoding="utf-8")), package))
 
 
-def importers(library: str, *, allowed: str) -> list[str]:
+def importers(library: str, *, allowed: str, only_at_top: bool = False) -> list[str]:
     """`file:line` of each import of `library` where the pattern `allowed` does not match."""
     return [
         f"{where(path)}:{found.line}"
         for path in shipped()
         if not re.fullmatch(allowed, where(path))
         for found in imports_of(path)
-        if found.module.split(".")[0] == library
+        if found.module.split(".")[0] == library and (found.at_top or not only_at_top)
     ]
 
 
@@ -101,6 +101,20 @@ def path_of(name: str) -> Path:
 )
 def test_a_heavy_library_is_imported_only_where_it_belongs(library: str, allowed: str) -> None:
     assert importers(library, allowed=allowed) == []
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("transformers", r"dpoflow/(policy|train)/library\.py"),
+        ("great_expectations", r"dpoflow/validate/library\.py"),
+        ("matplotlib", r"dpoflow/train/page\.py"),
+        *((name, "") for name in ("lm_eval", "mlflow", "openai", "peft", "scipy", "sklearn")),
+    ],
+)
+def test_a_slow_library_is_imported_where_it_is_used(library: str, allowed: str) -> None:
+    """Inside the function; or with its own module, which spares what the library would add."""
+    assert importers(library, allowed=allowed, only_at_top=True) == []
 
 
 def test_contracts_import_only_pydantic_yaml_and_themselves() -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
-from scipy.stats import binomtest
-
 from dpoflow.contracts.results import DecideResult, Reason, Thumbs
 from dpoflow.contracts.spec import DecideConfig
 from dpoflow.decide.news import News
@@ -119,6 +117,8 @@ def lowest_rise(before: Thumbs, now: Thumbs) -> float:
 
     Newcombe's hybrid score interval (1998, method 10): Wilson's intervals of both, combined.
     """
+    from scipy.stats import binomtest  # slow to import
+
     rise = now.down / now.of - before.down / before.of
     low = binomtest(now.down, now.of).proportion_ci(0.95, method="wilson").low
     high = binomtest(before.down, before.of).proportion_ci(0.95, method="wilson").high

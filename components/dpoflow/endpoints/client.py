@@ -17,9 +17,8 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
 from tenacity.wait import wait_random_exponential
@@ -29,6 +28,9 @@ from dpoflow.contracts.judges import EndpointConfig
 from dpoflow.endpoints.budget import Budget
 from dpoflow.endpoints.cache import Cache, Reply, Request, Spent
 from dpoflow.endpoints.outage import Outage
+
+if TYPE_CHECKING:
+    import openai  # half a second, and only who asks a server needs it
 
 BYTES_A_TOKEN = 4
 """Of usual text; an estimate, for limits a minute and for what is told beforehand."""
@@ -73,6 +75,8 @@ class Endpoint:
         `tell` is told when the server goes away and when it is back; `afterwards`: see `Outage`.
         """
         self.config, self._cache, self._budget, self._answered = config, cache, budget, answered
+        import openai
+
         self._key = key_of(config)
         # openai wants to be told that no key is meant.
         self._no_key: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
@@ -85,6 +89,8 @@ class Endpoint:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        import openai
+
         self._client = await self._stack.enter_async_context(
             openai.AsyncOpenAI(
                 api_key=self._key or "none",
@@ -218,6 +224,8 @@ class Endpoint:
             await asyncio.sleep(left)
 
     async def _attempt(self, request: Request) -> Reply:
+        import openai
+
         try:
             # Of the whole attempt: the client's own is between two bytes.
             async with asyncio.timeout(self.config.timeout_s):
@@ -242,7 +250,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise _Busy(f"no connection ({self._public(error.__cause__ or error)})") from None
 
-    def _refusal(self, error: openai.APIStatusError) -> Exception:
+    def _refusal(self, error: "openai.APIStatusError") -> Exception:
         """What an HTTP error means, without what a server may quote of the key."""
         status, said = error.status_code, self._public(error.body or error.message)
         if status in (401, 403):

@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import sha256_json
@@ -28,6 +28,9 @@ from dpoflow.policy.load import NEEDED
 from dpoflow.state.files import replace
 from dpoflow.state.step import StepState
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def identity(folder: Path) -> str:
     """Of the files that make a sealed model: a candidate keeps its name once it is the champion."""
@@ -37,8 +40,8 @@ def identity(folder: Path) -> str:
 
 
 def answered(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[tuple[Message, ...]],
     config: EvaluateConfig,
     *,

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -106,6 +105,8 @@ def percentile_interval(values_R: Floats, confidence: float) -> tuple[float, flo
 
 def win_rate(strength: Floats) -> Floats:
     """How likely a model of that strength beats the anchor."""
+    from scipy.special import expit  # slow to import
+
     rate: Floats = expit(strength)
     return rate
 
@@ -188,6 +189,8 @@ def _height(rows: _Rows, won_C: Floats, lost_C: Floats, at_K: Floats) -> float:
 
 
 def _step(rows: _Rows, won_C: Floats, lost_C: Floats, at_K: Floats) -> Floats:
+    from scipy.special import expit  # slow to import
+
     logit_C = _logits(rows, at_K)
     win_C, loss_C = expit(logit_C), expit(-logit_C)
     # Not outcome minus chance: where one side always wins, that would be all rounding.

@@ -7,18 +7,19 @@ Not     the page around them (page.py, suite_page.py)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dpoflow.contracts.results import Decision, Gate, Interval, Opponent, SuiteScores
 from dpoflow.contracts.spec import CHAMPION
 from dpoflow.evaluate.decide import gate_of, win_rate_gate
 from dpoflow.evaluate.measure import Comparison
 from dpoflow.evaluate.names import BASE, CANDIDATE
-from dpoflow.pages import Html, drawing
+from dpoflow.pages import Html, blank, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _OURS, _FADED = "#2f6fab", "#9db4ca"
 _MODELS = {CANDIDATE: _OURS, BASE: "#777777", CHAMPION: "#c27c0e"}
@@ -150,7 +151,7 @@ def _drawn(rows: Sequence[_Row], *, line: float, limits: tuple[float, float], fo
     if not rows:
         return Html("")
     height = 0.6 + 0.27 * len(rows)
-    figure = Figure(figsize=(12.4, height))
+    figure = blank(12.4, height)
     figure.subplots_adjust(0.27, 0.45 / height, 0.83, 1 - 0.1 / height)
     axis = figure.add_subplot()
     axis.axvline(line, color="#444", linewidth=1, linestyle="--")
@@ -167,7 +168,7 @@ def _drawn(rows: Sequence[_Row], *, line: float, limits: tuple[float, float], fo
     return Html(drawing(figure) + told)
 
 
-def _interval(axis: Axes, place: int, row: _Row, form: str) -> None:
+def _interval(axis: "Axes", place: int, row: _Row, form: str) -> None:
     seen, colour = row.seen, row.colour
     assert seen is not None
     width, size = (1.4, 3) if row.is_part else (2.4, 5.5)
@@ -200,7 +201,7 @@ def categories(scores: SuiteScores) -> Html:
     above = metrics_of(scores) if scores.kind == _MARKED else []
     rows = [*above, *names]
     height = 1.1 + 0.3 * len(rows)
-    figure = Figure(figsize=(12.4, height))
+    figure = blank(12.4, height)
     figure.subplots_adjust(0.27, 0.6 / height, 0.83, 1 - 0.42 / height)
     axis = figure.add_subplot()
     models = models_of(scores.by_category)
@@ -268,7 +269,7 @@ def length_against_win(compared: Sequence[Comparison]) -> Html:
     won_N = np.array([each.outcome for each in of_base], dtype=np.float64)
     order_N = np.argsort(longer_N, kind="stable")
     bins = np.array_split(order_N, min(_MAX_BINS, len(of_base) // _LEAST_IN_A_BIN))
-    figure = Figure(figsize=(12.4, 2.8))
+    figure = blank(12.4, 2.8)
     figure.subplots_adjust(0.07, 0.2, 0.98, 0.96)
     axis = figure.add_subplot()
     spread_N = np.random.default_rng(0).uniform(-0.03, 0.03, len(of_base))  # so that dots part
@@ -293,6 +294,6 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS - 1]}…"
 
 
-def _plain(axis: Axes) -> None:
+def _plain(axis: "Axes") -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)

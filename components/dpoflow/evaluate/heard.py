@@ -7,10 +7,9 @@ Not     what is made of it (measure.py, preference.py), where answers are kept (
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.pairs import Message, PreferencePair
@@ -25,6 +24,9 @@ from dpoflow.policy.load import load
 from dpoflow.policy.logprobs import answer_nll, pair_logps
 from dpoflow.policy.tokenise import EncodedPair, encode_pair
 from dpoflow.state.step import StepState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH = 8
 
@@ -88,8 +90,8 @@ def scored_by_both(heard: Mapping[str, Heard]) -> dict[str, tuple[Scored, Scored
 
 class _Model(NamedTuple):
     name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     dtype: torch.dtype
     state: StepState
 

@@ -13,7 +13,6 @@ from math import ceil
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
-from scipy.stats import binomtest
 
 from dpoflow.contracts.results import Interval, Power, Test
 
@@ -70,6 +69,8 @@ def share_of(does: Sequence[bool], *, confidence: float) -> Interval | None:
     """
     if not does:
         return None
+    from scipy.stats import binomtest  # slow to import
+
     found, num = sum(does), len(does)
     ends = binomtest(found, num).proportion_ci(confidence, method="wilson")
     return Interval(value=found / num, low=float(ends.low), high=float(ends.high), n=num)
@@ -110,6 +111,8 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> Test | None:
 def _binomial(first: int, of: int) -> Test | None:
     if not of:
         return None  # nothing tells them apart
+    from scipy.stats import binomtest  # slow to import
+
     return Test(p=float(binomtest(first, of).pvalue), n=of)
 
 

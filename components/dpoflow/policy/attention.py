@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from dpoflow.policy.flex import Masks, flex
 from dpoflow.policy.layout import Batch, LayoutName, Span
+from dpoflow.policy.library import AttentionInterface
 
 NAME = "dpoflow_shared_prompt"
 

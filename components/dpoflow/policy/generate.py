@@ -17,13 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.functional import pad
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
 from dpoflow.contracts.base import Contract, sha256_json
 from dpoflow.contracts.errors import DataRejected
@@ -31,6 +24,13 @@ from dpoflow.contracts.pairs import Message, prompt_digest
 from dpoflow.contracts.spec import SamplingConfig
 from dpoflow.policy.decoding import decoding
 from dpoflow.policy.dtype import name_of
+from dpoflow.policy.library import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from dpoflow.policy.tokenise import prompt_tokens, turn_end
 from dpoflow.state.batches import Batches
 from dpoflow.state.events import Events

@@ -159,7 +159,9 @@ def _from_gguf(path: Path, draft: Path, uri: str) -> None:
     """Dequantise to float32. `save_pretrained` refuses a model that still remembers being GGUF."""
     quiet()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from dpoflow.policy.library import AutoModelForCausalLM
 
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
@@ -261,7 +263,8 @@ def load(
     """
     quiet()
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from dpoflow.policy.library import AutoModelForCausalLM
 
     model, tokenizer = _from_pretrained(
         AutoModelForCausalLM, folder, dtype or torch.float32, _quantized() if bits else None
@@ -298,7 +301,8 @@ def load_reward_model(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokeniz
     """A classifier with one label, bfloat16 on a GPU, as they are published, and its tokenizer."""
     quiet()
     import torch
-    from transformers import AutoModelForSequenceClassification
+
+    from dpoflow.policy.library import AutoModelForSequenceClassification
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32

@@ -19,7 +19,7 @@ from dpoflow.state.summary import summarise
 from dpoflow.state.surroundings import KFP_RUN_ID, PARENT, RUN_DIR, STATE_ROOT, trace_id
 from dpoflow.state.usage import cost_of
 from dpoflow.tracking.pipeline_run import MESSAGE, STATE
-from dpoflow.tracking.settings import public, quiet_mlflow
+from dpoflow.tracking.settings import load_client, public
 from dpoflow.tracking.step_run import CLOSES, TRACE_TAG
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def note(*, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None)
     run_id = os.environ.get(PARENT) or os.environ.get("MLFLOW_RUN_ID")
     if not (os.environ.get("MLFLOW_TRACKING_URI") and run_id):
         return None
-    quiet_mlflow()
+    load_client()
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
 

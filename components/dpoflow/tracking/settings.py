@@ -1,12 +1,14 @@
 """How MLflow is used everywhere here: silent, no telemetry, one place for local stores.
 
-Gives   `quiet_mlflow`, `local_uri`, `artifact_location`, `public`, `quoted`
+Gives   `quiet_mlflow`, `load_client`, `local_uri`, `artifact_location`, `public`, `quoted`
 """
 
 import logging
 import os
 import re
 from pathlib import Path
+
+from dpoflow.state.imports import load
 
 
 def quiet_mlflow() -> None:
@@ -18,6 +20,15 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def load_client() -> None:
+    """Import mlflow as a task needs it, without pandas and scipy, as its skinny edition has it.
+
+    For a process that ends with its task: `mlflow.pyfunc` cannot be imported in it any more.
+    """
+    quiet_mlflow()
+    load("mlflow", without=("pandas", "scipy"))
 
 
 def local_uri(home: Path) -> str:

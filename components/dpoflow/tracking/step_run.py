@@ -23,7 +23,7 @@ from dpoflow.state.events import read_events
 from dpoflow.state.files import write_text
 from dpoflow.state.surroundings import PARENT, trace_id
 from dpoflow.tables import is_table
-from dpoflow.tracking.settings import public, quiet_mlflow, quoted
+from dpoflow.tracking.settings import load_client, public, quoted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +71,7 @@ def step_run(
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         yield Untracked()
         return
-    quiet_mlflow()
+    load_client()
     with _outages_named(), _tracked(step, task, config, parents, state) as run:
         yield run
 

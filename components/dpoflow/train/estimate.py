@@ -11,20 +11,23 @@ and `MACHINES`; nothing here was measured on a GPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode  # where torch's own profilers take it from
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dpoflow.contracts.objectives import REFERENCE_FREE
 from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.attention import arguments, attending
 from dpoflow.policy.head import PART, SLICE
 from dpoflow.policy.layout import Group, LayoutName, lay_out
+from dpoflow.policy.library import AutoModelForCausalLM
 from dpoflow.policy.logprobs import autocast, choose_layout, without_adapters
 from dpoflow.train.prepare import prepared
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 BUSY = (0.25, 0.45)
 """Share of a GPU's peak that training makes use of, at least and at most: published figures of
@@ -102,7 +105,7 @@ class Estimate:
 
 
 def estimate(
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     lengths: Sequence[Lengths],
     num_pairs: int,
     knobs: TrainConfig,
@@ -159,7 +162,7 @@ def estimate(
     )
 
 
-def _prepared(config: PretrainedConfig, knobs: TrainConfig) -> Any:
+def _prepared(config: "PretrainedConfig", knobs: TrainConfig) -> Any:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return prepared(model, knobs).train()
 

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
 from dpoflow.contracts.pairs import PreferencePair, Rating, read_parquet
@@ -24,13 +23,16 @@ from dpoflow.contracts.spec import TrainConfig
 from dpoflow.policy.tokenise import EncodedPair, EncodedPairs, encode_pair, encode_rating
 from dpoflow.state.events import Events
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 PAIRS, RATINGS = "train.parquet", "ratings.parquet"
 """What merge leaves."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def prepared(model: Any, config: TrainConfig) -> PreTrainedModel:
+def prepared(model: Any, config: TrainConfig) -> "PreTrainedModel":
     """The model with what is to be trained switched on, and without its own dropout."""
     without_dropout(model)
     if config.method == "lora":
@@ -76,7 +78,7 @@ def without_dropout(model: Model) -> Model:
     return model
 
 
-def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
+def _with_adapters(model: "PreTrainedModel", config: TrainConfig) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
@@ -98,13 +100,13 @@ def _with_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
         ) from None
 
 
-def most_tokens(model: PretrainedConfig, config: TrainConfig) -> int:
+def most_tokens(model: "PretrainedConfig", config: TrainConfig) -> int:
     """Tokens that a prompt and an answer may have: as the spec says, if the model can read that."""
     reads = getattr(model.get_text_config(), "max_position_embeddings", None)
     return config.max_tokens if reads is None else min(config.max_tokens, int(reads))
 
 
-def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) -> int:
+def longest_pair(model: "PreTrainedModel", config: TrainConfig, events: Events) -> int:
     """The same, and a word about it where it is not what the spec says."""
     most = most_tokens(model.config, config)
     if most < config.max_tokens:
@@ -116,7 +118,7 @@ def longest_pair(model: PreTrainedModel, config: TrainConfig, events: Events) ->
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     config: TrainConfig,
     max_tokens: int,
@@ -144,7 +146,7 @@ def encode(
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, config: TrainConfig, max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase", folder: Path, config: TrainConfig, max_tokens: int
 ) -> Iterator[EncodedPair | str]:
     """Each pair and each rated answer as tokens, or why it is left out."""
     path = folder / RATINGS

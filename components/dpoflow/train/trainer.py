@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from dpoflow.contracts.base import Contract
 from dpoflow.contracts.errors import ConfigError, DataRejected
@@ -32,6 +31,7 @@ from dpoflow.train import checkpoint, processes
 from dpoflow.train.alarms import Alarms, Memory
 from dpoflow.train.examples import Examples
 from dpoflow.train.figures import Figures, peak_mib
+from dpoflow.train.library import PrinterCallback, Trainer, TrainingArguments
 from dpoflow.train.losses import OBJECTIVES, Scored, sft_loss
 from dpoflow.train.plan import Update, in_order
 from dpoflow.train.preemption import Preemption

@@ -9,27 +9,24 @@ Results carry our row ids and never a row's text; nothing is sent anywhere and n
 The suites repeat what the checks before them promise: they are there to notice when that breaks.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-os.environ["GX_ANALYTICS_ENABLED"] = "false"  # before the import: it would report home
-
-import great_expectations as gx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from great_expectations.data_context.types.base import ProgressBarsConfig
-from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
-from great_expectations.expectations.expectation import ColumnPairMapExpectation
-from great_expectations.expectations.metrics.map_metric_provider import (  # type: ignore[attr-defined]
-    ColumnPairMapMetricProvider,
-    column_pair_condition_partial,
-)
 
 from dpoflow.contracts.pairs import TOKENS
+from dpoflow.validate.library import (
+    ColumnPairMapExpectation,
+    ColumnPairMapMetricProvider,
+    PandasExecutionEngine,
+    ProgressBarsConfig,
+    column_pair_condition_partial,
+    gx,
+)
 from dpoflow.validate.limits import Limit
 
 gxe: Any = gx.expectations  # built at import: type checkers see none of it

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from dpoflow.contracts.pairs import PreferencePair
-from dpoflow.pages import Html, document, drawing, table, text
+from dpoflow.pages import Html, blank, document, drawing, table, text
 from dpoflow.sources.reasons import HARMLESS
 from dpoflow.validate.ledger import Refused
 
@@ -109,7 +107,7 @@ def _slices(by_slice: Mapping[str, Mapping[str, int]], thin: int) -> Html:
 
 
 def _lengths(lengths: Mapping[str, Sequence[float]]) -> Html:
-    figure = Figure(figsize=(9, 2.8))
+    figure = blank(9, 2.8)
     axis = figure.subplots(gridspec_kw={"left": 0.08, "right": 0.99, "bottom": 0.2, "top": 0.98})
     for name, colour in (("chosen", "#2f6fab"), ("rejected", "#c2571a")):
         axis.stairs(lengths[name], lengths["edges"], label=name, color=colour, linewidth=1.4)
