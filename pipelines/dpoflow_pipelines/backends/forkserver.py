@@ -46,12 +46,31 @@ _INPUT = "--executor_input"
 """A lightweight component's command ends in its source, this, the inputs, and its function."""
 _EXECUTOR = "kfp.dsl.executor_main"
 STAGES = (
-    (_EXECUTOR, "dpoflow.state.step", "mlflow.tracking", "dpoflow.snapshot.step"),
-    ("dpoflow.decide.step", "great_expectations", "dpoflow.validate.step"),
+    (
+        _EXECUTOR,
+        "dpoflow.state.step",
+        "mlflow.tracking",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mlflow.store.model_registry.sqlalchemy_store",
+        "dpoflow.snapshot.step",
+    ),
+    (
+        "dpoflow.decide.step",
+        "dpoflow.validate.step",
+        "dpoflow.validate.expectations",
+        "matplotlib.backends.backend_svg",
+    ),
 )
 TORCH_STAGES = (
-    ("torch", "transformers", "dpoflow.synthesize.step"),
-    ("dpoflow.train.step", "dpoflow.train.work", "dpoflow.evaluate.step", "dpoflow.register.step"),
+    ("dpoflow.policy.library", "dpoflow.synthesize.step", "dpoflow.policy.generate"),
+    (
+        "dpoflow.train.step",
+        "dpoflow.train.work",
+        "dpoflow.evaluate.step",
+        "scipy.stats",
+        "sklearn.linear_model",
+        "dpoflow.register.step",
+    ),
 )
 """What tasks import, in the order in which a run comes to it."""
 _READY = b"\1"
