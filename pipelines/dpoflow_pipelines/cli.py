@@ -18,6 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError, GateNotPassed
+from dpoflow.state.machine import set_thread_defaults
 from dpoflow_pipelines.cluster_cli import commands as of_clusters
 from dpoflow_pipelines.cluster_cli import schedule
 from dpoflow_pipelines.review_cli import review
@@ -859,6 +860,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    set_thread_defaults()  # before any command imports torch
     debug = "--debug" in sys.argv or bool(os.environ.get("DPOFLOW_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -40,6 +40,7 @@ from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.imports import unswept
 from dpoflow.state.lifeline import tie_to_runner
+from dpoflow.state.machine import set_thread_defaults
 from dpoflow.state.surroundings import RUN_DIR, join_run
 from dpoflow.state.usage import Usage
 
@@ -389,6 +390,7 @@ def begin(step: str, suffix: str = "") -> Task:
 
     `suffix` tells apart the tasks of a DAG that has the step several times.
     """
+    set_thread_defaults()
     join_run()
     task = Task(step, suffix)
     task.begin()

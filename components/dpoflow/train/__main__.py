@@ -9,12 +9,14 @@ from pathlib import Path
 from dpoflow.contracts.errors import DpoflowError
 from dpoflow.state.imports import unswept
 from dpoflow.state.lifeline import tie_to_runner
+from dpoflow.state.machine import set_thread_defaults
 from dpoflow.train.outcome import Job, leave_error
 
 
 def main(path: Path) -> int:
     """Train as the job of that path says, and end with the exit code that says who must act."""
     tie_to_runner()  # before torch, which takes long to import
+    set_thread_defaults()
     job = Job.model_validate_json(path.read_text("utf-8"))
     with unswept():
         from dpoflow.train.processes import is_of_another

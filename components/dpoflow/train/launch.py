@@ -19,6 +19,7 @@ from dpoflow.state import files
 from dpoflow.state.events import Events
 from dpoflow.state.imports import unswept
 from dpoflow.state.lifeline import RUNNER_PID
+from dpoflow.state.machine import threads_each
 from dpoflow.train.outcome import SHUTDOWN_S, Job, cause
 from dpoflow.train.preemption import Preemption
 
@@ -78,11 +79,10 @@ def _torchrun(job: Job, path: Path) -> None:
         *("--nproc-per-node", str(many), "--shutdown-timeout", str(SHUTDOWN_S)),
         *("-m", "dpoflow.train", str(path)),
     ]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // many))
     environment = {
         **os.environ,
         RUNNER_PID: str(os.getpid()),  # they end with this process, however it ends
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(threads_each(many)),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     log = job.state / "torchrun.log"

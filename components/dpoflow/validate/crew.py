@@ -5,14 +5,12 @@ Gives   `Crew`: the same as one `Examiner`, in the same order, sooner
 Not     what is looked at: see row.py
 """
 
-import math
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Self
@@ -20,13 +18,12 @@ from typing import Self
 from dpoflow.contracts.errors import ServiceUnavailable
 from dpoflow.contracts.spec import ValidateConfig
 from dpoflow.state.lifeline import tie_to_parent
+from dpoflow.state.machine import processors
 from dpoflow.texts.contamination import Evaluations
 from dpoflow.validate.row import Batch, Columns, Examiner
 
 _FEW = 4
 """Batches that are looked at sooner than a process has started."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processors in each so many: what Kubernetes' limits become."""
 _AHEAD = 2
 """Batches that wait for each process: more would only take memory."""
 _examiner: list[Examiner] = []
@@ -79,15 +76,6 @@ class Crew:
                 "a process that looked at rows was killed, as when memory runs out; run again, "
                 "with more memory if it happens again"
             ) from None
-
-
-def processors(quota: Path = _QUOTA) -> int:
-    """Those of this process, of which a container may have a share only."""
-    some = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no such file, or "max": no quota
-        most, period = map(int, quota.read_text("ascii").split())
-        some = min(some, math.ceil(most / period))
-    return some
 
 
 def _begin(config: ValidateConfig, tokenizer: Path | None, evaluations: Evaluations) -> None:

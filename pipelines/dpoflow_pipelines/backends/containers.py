@@ -28,6 +28,7 @@ from docker.types import DeviceRequest
 from dpoflow.contracts.errors import ConfigError, ServiceUnavailable
 from dpoflow.images import CPU, GPU
 from dpoflow.state.lifeline import RUNNER_LOCK
+from dpoflow.state.machine import has_gpu
 from dpoflow.state.step import code_digest
 from dpoflow.state.surroundings import RUN_DIR
 from dpoflow_pipelines.backends.engines import engine, lost
@@ -190,7 +191,7 @@ def in_containers(
     """
     check_memory(memory)
     check_tracking(home)
-    gpu = shutil.which("nvidia-smi") is not None
+    gpu = has_gpu()
     for spec in specs:
         _check_spec(spec, gpu=gpu)
     with engine() as client:

@@ -26,7 +26,6 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
 from dpoflow.state.imports import unswept
+from dpoflow.state.machine import has_gpu, set_thread_defaults
 
 _INPUT = "--executor_input"
 """A lightweight component's command ends in its source, this, the inputs, and its function."""
@@ -270,10 +270,6 @@ def preload(names: Sequence[str]) -> None:
                 importlib.import_module(name)
 
 
-def _has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-
-
 def work(asked: Request) -> None:
     """Do what the command of a lightweight component does, from the request on."""
     os.dup2(asked.output, 1)
@@ -316,7 +312,8 @@ def finish(main: Callable[[], None]) -> NoReturn:
 def main() -> None:
     """Serve the runner at the other end of the socket that the command line names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the runner, too, which ends this
-    stages = STAGES if _has_gpu() else (*STAGES, *TORCH_STAGES)
+    set_thread_defaults()
+    stages = STAGES if has_gpu() else (*STAGES, *TORCH_STAGES)
     request = serve(socket.socket(fileno=int(sys.argv[1])), stages)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     finish(lambda: work(request))
