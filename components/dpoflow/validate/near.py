@@ -1,48 +1,58 @@
-"""Prompts that are nearly the same: MinHash (Broder 1997), looked up band by band.
+"""Prompts that are nearly the same: every pair of them is found, among a million.
 
-Reads   texts of prompts
-Gives   `bands_of` (one prompt's keys), `alike` (whether two are near), `clusters`
-Not     which side a cluster is on: see split.py
+Reads   plain texts of prompts, the shortest first, as often as asked
+Gives   `alike` (whether two are near), `clusters` (which hang together)
+Not     which side a cluster is on: see split.py; hashes of runs: see runs.py
 
 Two prompts are near when the sets of their runs of five characters, case and blanks aside, have a
-Jaccard similarity of 0.8 or more, as in Lee et al. 2022; the spec may say another number. Sixteen
-bands of eight hashes find 94 of 100 pairs that are as similar as that and 6 of 100 that are half as
-similar; what is found is compared exactly, so nothing is called near that is not. Prompts with
-other numbers in them are never near: who knows 23 + 45 does not know 23 + 46.
+Jaccard similarity of 0.8 or more, as in Lee et al. 2022; the spec may say another number. Prompts
+with other numbers in them are never near: who knows 23 + 45 does not know 23 + 46.
+
+Nothing is left to chance. Let x have n runs and y no fewer, m. If they are near by t, they share at
+least t/(1 + t)·(n + m) runs (Bayardo et al. 2007), so x has at most d = n − 2t/(1 + t)·n runs that y
+has not. Of d + 1 windows of x that have no run in common one is therefore whole in y. So each prompt
+is indexed by d + 1 windows of 1, 2, 4 or 8 runs in a row, the rarest of that length, and looks
+itself up by all walks of as many runs through its own; what meets is held against bounds that are
+exact and then compared exactly. A window of one run each makes it the prefix filter of Chaudhuri et
+al. 2006. The window that is the k-th rarest needs to meet only those y that may lack k runs of x,
+which are shorter than those that may lack none (after PPJoin, Xiao et al. 2008). Which windows are
+rare is a matter of time alone.
 """
 
-import functools
 import re
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
-import xxhash
-from datasketch import MinHash
 from numpy.typing import NDArray
 
-NUM_BANDS, _ROWS = 16, 8
-KEY_BYTES = 8
-_RUN = 5
+from dpoflow.validate.runs import LEVELS, RUN, Batch, Hashes, Marks, Numbers, spread
+
 _NUMBER = re.compile(r"\d+")
-_HEADS = 8
-"""Prompts of one key that a further one is compared with; more of one key is one template."""
+_CELLS = 1 << 18
+"""Runs in one batch, about."""
+_COUNTERS = 22
+"""log2 of the counters that tell rare windows of a level from frequent ones."""
+_WANTED = 26
+"""log2 of the marks that tell which walks any window can meet."""
+_MOST_WALKS = 4
+"""For each run of a prompt; with more it looks itself up by shorter ones."""
+_ENTRIES = 1 << 22
+"""In one part of the scratch files, about."""
+_BLOCK = 1 << 20
+"""Pairs that are looked at together."""
+_SKETCH_BYTES = 1 << 28
+_EPSILON = 1e-6
+"""So much is any bound on a number of runs too low, for what is lost in floating point."""
+
+Texts = Callable[[], Iterable[str]]
 
 
 def _runs(text: str) -> set[str]:
-    return {text[at : at + _RUN] for at in range(max(1, len(text) - _RUN + 1))}
-
-
-def bands_of(text: str) -> bytes:
-    """`NUM_BANDS` keys of `KEY_BYTES` bytes; near texts very likely share one. Takes plain text.
-
-    The numbers are part of every key: prompts of one template do not crowd each other out.
-    """
-    sketch = _empty().copy()
-    sketch.update_batch(_runs(text))
-    rows = sketch.hashvalues.reshape(NUM_BANDS, _ROWS)
-    numbers = " ".join(_NUMBER.findall(text)).encode()
-    keys = (xxhash.xxh3_64_digest(row.tobytes() + numbers, seed=at) for at, row in enumerate(rows))
-    return b"".join(keys)
+    return {text[at : at + RUN] for at in range(max(1, len(text) - RUN + 1))}
 
 
 def alike(left: str, right: str, least: float) -> bool:
@@ -55,60 +65,283 @@ def alike(left: str, right: str, least: float) -> bool:
 
 
 def clusters(
-    num: int, keys: Iterable[NDArray[np.uint64]], near: Callable[[int, int], bool]
-) -> NDArray[np.int64]:
-    """For each of `num` items the smallest item it hangs together with.
+    texts: Texts, near: Callable[[int, int], bool], least: float, above: Numbers, folder: Path
+) -> Numbers:
+    """For each text the smallest that it hangs together with: all that are `alike`, all that
+    `above` joins already (each text to itself or to a smaller one of its cluster).
 
-    Each of `keys` [num] joins items of one value if `near` says so of the two. Memory does not
-    depend on how many keys there are.
+    `near` says of two texts whether they are alike, and is asked no more than need be. Memory
+    grows with the number of texts, by less than 100 bytes each, not with their length; what is
+    longer lies in `folder`.
     """
-    above = np.arange(num)
+    joined = _Joined(above)
+    if len(above) > 1:
+        _Join(texts, near, least, joined, folder).run()
+    return joined.flat()
 
-    def top(item: int) -> int:
+
+class _Joined:
+    """Which texts hang together: union-find."""
+
+    def __init__(self, above: Numbers) -> None:
+        self._above = above.copy()
+
+    def top(self, item: int) -> int:
+        above = self._above
         while above[item] != item:
             above[item] = above[above[item]]
             item = int(above[item])
         return item
 
-    for column in keys:
-        order = np.argsort(column, kind="stable")
-        again = np.flatnonzero(column[order][1:] == column[order][:-1]) + 1
-        heads: list[int] = []
-        last = -1
-        for place in again.tolist():
-            item = int(order[place])
-            if place != last + 1:
-                heads = [int(order[place - 1])]
-            last = place
-            _join(item, heads, top, above, near)
-    while (above[above] != above).any():
-        above = above[above]
-    return above
+    def join(self, one: int, other: int) -> None:
+        """Two tops."""
+        self._above[max(one, other)] = min(one, other)
+
+    def flat(self) -> Numbers:
+        """The top of each."""
+        while True:
+            higher = self._above[self._above]
+            if np.array_equal(higher, self._above):
+                return self._above
+            self._above = higher
 
 
-def _join(
-    item: int,
-    heads: list[int],
-    top: Callable[[int], int],
-    above: NDArray[np.int64],
-    near: Callable[[int, int], bool],
-) -> None:
-    """Hang `item` together with the first of `heads` that it is near; else it is one of them."""
-    for head in heads:
-        one, other = top(item), top(head)
-        if one == other:
+class _Parts:
+    """Entries on disk, by the first bits of their key; a column of further numbers for each."""
+
+    def __init__(self, folder: Path, bits: int) -> None:
+        folder.mkdir()
+        self._shift = np.uint64(64 - bits) if bits else None
+        self._folder, self._num = folder, 1 << bits
+
+    def add(self, *columns: Hashes) -> None:
+        """Keys, and what belongs to each."""
+        order = np.argsort(columns[0])
+        columns = tuple(column[order] for column in columns)
+        starts = np.arange(self._num, dtype=np.uint64)
+        starts = starts if self._shift is None else starts << self._shift
+        ends = [*np.searchsorted(columns[0], starts), len(order)]
+        for part in range(self._num):
+            if ends[part] < ends[part + 1]:
+                for nth, column in enumerate(columns):
+                    with (self._folder / f"{part}.{nth}").open("ab") as out:
+                        out.write(column[ends[part] : ends[part + 1]].tobytes())
+
+    def read(self, part: int, nth: int = 0) -> Hashes:
+        """One column of one part, in no order."""
+        path = self._folder / f"{part}.{nth}"
+        return np.fromfile(path, np.uint64) if path.exists() else np.empty(0, np.uint64)
+
+
+class _Join:
+    """Joins what is near. Texts are items in the order they come; by size, ranks."""
+
+    def __init__(
+        self,
+        texts: Texts,
+        near: Callable[[int, int], bool],
+        least: float,
+        joined: _Joined,
+        folder: Path,
+    ) -> None:
+        self._texts, self._near, self._joined = texts, near, joined
+        self._num, self._folder = len(joined.flat()), folder
+        self._share = least / (1 + least)
+        """Of the runs of two near texts, counted for each, so many are common."""
+        self._apart = lru_cache(1 << 18)(lambda one, other: not near(one, other))
+        self._salts = np.empty(self._num, np.uint64)
+        self._sizes = np.empty(self._num, np.int64)
+        self._counts = {level: np.zeros(1 << _COUNTERS, np.uint32) for level in LEVELS}
+        self._id_bits = np.uint64((self._num - 1).bit_length())
+        self._ids = (np.uint64(1) << self._id_bits) - np.uint64(1)
+
+    def run(self) -> None:
+        """Look at every text, then let those of long windows meet, then what is left of shorter."""
+        self._survey()
+        self._items = np.argsort(self._sizes, kind="stable")
+        self._sorted_sizes = self._sizes[self._items]
+        self._ranks = np.empty_like(self._items)
+        self._ranks[self._items] = np.arange(self._num)
+        self._levels = np.full(self._num, LEVELS[0])  # of each one's windows; then, at most
+        self._reach = np.full(self._num, LEVELS[0])  # the longest walks it looks itself up by
+        for level in LEVELS:
+            self._pass(level)
+
+    def _batches(self, of: Marks | None = None) -> Iterator[tuple[Numbers, Batch]]:
+        """(items, batch), of those that are marked."""
+        items, texts, longest = list[int](), list[str](), 0
+        for item, text in enumerate(self._texts()):
+            if of is not None and not of[item]:
+                continue
+            longest = max(longest, len(text))
+            if texts and longest * (len(texts) + 1) > _CELLS:
+                yield np.array(items), Batch(texts, self._salts[items])
+                items, texts, longest = [], [], len(text)
+            items.append(item)
+            texts.append(text)
+        if texts:
+            yield np.array(items), Batch(texts, self._salts[items])
+
+    def _survey(self) -> None:
+        """Numbers and sizes of all texts, their sketches, and how frequent windows are."""
+        lengths = np.empty(self._num)
+        for item, text in enumerate(self._texts()):
+            lengths[item] = len(text) + 1
+            numbers = " ".join(_NUMBER.findall(text)).encode()
+            self._salts[item] = int.from_bytes(blake2b(numbers, digest_size=8).digest())
+        typical = 2 * int((lengths**2).sum() / lengths.sum())  # bits for a run of long texts, too
+        most = max(_SKETCH_BYTES * 8 // self._num, 256)
+        bits = 1 << max(8, min(typical, most).bit_length() - 1)
+        self._sketches = np.empty((self._num, bits // 64), np.uint64)
+        for items, batch in self._batches():
+            self._sizes[items] = batch.sizes
+            self._sketches[items] = batch.sketches(bits)
+            for level in LEVELS:
+                hashes, _ = batch.windows(level)
+                some = hashes[batch.firsts[:, : hashes.shape[1]]] >> np.uint64(64 - _COUNTERS)
+                np.add.at(self._counts[level], some, 1)
+
+    def _pass(self, level: int) -> None:
+        """What indexes itself by longer windows than some can look up does so again for those."""
+        probing = self._reach == level
+        indexed = self._levels >= level if level == LEVELS[0] else self._levels > level
+        if not probing.any() or not indexed.any():
             return
-        if near(item, head):
-            above[max(one, other)] = min(one, other)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        total = 2 * int(self._sizes.sum())
+        bits = min(max(total // _ENTRIES, 1).bit_length() - 1, 7)
+        self._index = _Parts(self._folder / "windows", bits)
+        self._walks = _Parts(self._folder / "walks", bits)
+        self._wanted = np.zeros(1 << _WANTED, bool)
+        used = set[int]()
+        for items, batch in self._batches(indexed):
+            used |= self._add_windows(items, batch, level)
+        for items, batch in self._batches(probing):
+            self._add_walks(items, batch, sorted(used))
+        for part in range(1 << bits):
+            self._meet(part)
+        shutil.rmtree(self._folder)
+
+    def _add_windows(self, items: Numbers, batch: Batch, most: int) -> set[int]:
+        """Index texts by the rarest windows; returns of which levels."""
+        sizes = self._sizes[items]
+        num = np.floor(sizes - 2 * self._share * sizes + _EPSILON).astype(np.int64) + 1
+        nth = np.arange(num.max())
+        found = {level: self._rarest(batch, level, num, nth) for level in LEVELS if level <= most}
+        costs = np.stack([cost for cost, _ in found.values()])
+        best = np.array(list(found))[costs.argmin(0)]
+        if most == LEVELS[0]:
+            self._levels[items] = best
+        limits = (sizes[:, None] - nth + _EPSILON) / self._share - sizes[:, None]
+        limits = np.searchsorted(self._sorted_sizes, limits + _EPSILON, "right") - 1
+        for level in set(best.tolist()):
+            some = (best == level)[:, None] & (nth < num[:, None])
+            rows, places = np.nonzero(some)
+            hashes = found[level][1][rows, places]
+            self._wanted[hashes >> np.uint64(64 - _WANTED)] = True
+            self._index.add(
+                self._key(hashes, items[rows]), limits[rows, places].astype(np.uint64)
+            )
+        return set(best.tolist())
+
+    def _rarest(
+        self, batch: Batch, level: int, num: Numbers, nth: Numbers
+    ) -> tuple[NDArray[np.float64], Hashes]:
+        """What comparing is likely to cost, and the `num` rarest windows, the rarest first."""
+        hashes, used = batch.windows(level)
+        counts = self._counts[level][hashes >> np.uint64(64 - _COUNTERS)].astype(np.uint64)
+        none = np.uint64(2**64 - 1)
+        order = np.where(used, counts << np.uint64(32) | np.arange(hashes.shape[1], dtype=np.uint64), none)
+        order = np.sort(order, axis=1)[:, : len(nth)]
+        if order.shape[1] < len(nth):
+            order = np.pad(order, ((0, 0), (0, len(nth) - order.shape[1])), constant_values=none)
+        weights = np.maximum(num[:, None] - nth, 0)
+        costs = (order >> np.uint64(32)).astype(float) * weights
+        costs = costs.sum(1)
+        costs[order[np.arange(len(num)), num - 1] == none] = np.inf
+        if not hashes.shape[1]:
+            return costs, order
+        places = np.minimum(order & np.uint64(2**32 - 1), hashes.shape[1] - 1).astype(np.int64)
+        return costs, np.take_along_axis(hashes, places, 1)
+
+    def _add_walks(self, items: Numbers, batch: Batch, levels: list[int]) -> None:
+        """Let texts look themselves up by all their walks, as far as there are not too many."""
+        for level, walks, full in batch.walks(levels, _MOST_WALKS):
+            self._reach[items[full]] = level // 2
+            if level in levels:
+                some = self._wanted[walks.hashes >> np.uint64(64 - _WANTED)]
+                self._walks.add(self._key(walks.hashes[some], items[walks.rows[some]]))
+
+    def _key(self, hashes: Hashes, items: Numbers) -> Hashes:
+        """The first bits are the hash's, the last say of which text."""
+        return hashes & ~self._ids | self._ranks[items].astype(np.uint64)
+
+    def _meet(self, part: int) -> None:
+        """Hold every window of one part against the walks that are the same."""
+        keys, limits = self._index.read(part), self._index.read(part, 1)
+        order = np.argsort(keys)
+        keys, limits = keys[order], limits[order]
+        walks = np.sort(self._walks.read(part))
+        first = np.searchsorted(walks, keys, "right")
+        last = np.searchsorted(walks, keys & ~self._ids | limits, "right")
+        some = first < last
+        first, last = first[some], last[some]
+        ones, others = (self._items[(each & self._ids).astype(np.int64)] for each in (keys[some], walks))
+        for step in (0, 1, 3, 7, 15):  # what hangs together soon need not be looked at all to all
+            some = first + step < last
+            self._look_at(ones[some], others[first[some] + step])
+        self._look_at_rest(walks >> self._id_bits, ones, others, first, last)
+
+    def _look_at_rest(
+        self, hashes: Hashes, ones: Numbers, others: Numbers, first: Numbers, last: Numbers
+    ) -> None:
+        """All of `others[first:last]` for each of `ones` that are not known to hang together.
+
+        Of those that meet at one hash most may be one cluster: its own are not held against each
+        other.
+        """
+        if not len(ones):
             return
-    if len(heads) < _HEADS:
-        heads.append(item)
+        tops = self._joined.flat()
+        begins = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]])
+        middle = (begins + np.r_[begins[1:], len(hashes)]) // 2
+        chiefs = np.repeat(tops[others[middle]], np.diff(np.r_[begins, len(hashes)]))
+        strangers = np.flatnonzero(tops[others] != chiefs)
+        own = tops[ones] == chiefs[first]
+        among = np.searchsorted(strangers, first[own]), np.searchsorted(strangers, last[own])
+        self._look_at_all(ones[own], others[strangers], *among)
+        self._look_at_all(ones[~own], others, first[~own], last[~own])
 
+    def _look_at_all(self, ones: Numbers, others: Numbers, first: Numbers, last: Numbers) -> None:
+        counts = last - first
+        ends = np.cumsum(counts)
+        done = 0
+        while done < len(ones):
+            upto = int(np.searchsorted(ends, (ends[done - 1] if done else 0) + _BLOCK, "right"))
+            upto = max(upto, done + 1)
+            which, nth = spread(counts[done:upto])
+            self._look_at(ones[done:upto][which], others[first[done:upto][which] + nth])
+            done = upto
 
-@functools.cache
-def _empty() -> MinHash:
-    return MinHash(num_perm=NUM_BANDS * _ROWS, seed=1, hashfunc=_hash, scheme="affine32")
+    def _look_at(self, ones: Numbers, others: Numbers) -> None:
+        """Join those of the pairs that are near."""
+        tops = self._joined.flat()
+        open_ = tops[ones] != tops[others]
+        ones, others = ones[open_], others[open_]
+        block = max(1, (_BLOCK * 4) // self._sketches.shape[1])
+        for at in range(0, len(ones), block):
+            self._verify(*self._plausible(ones[at : at + block], others[at : at + block]))
 
+    def _plausible(self, ones: Numbers, others: Numbers) -> tuple[Numbers, Numbers]:
+        """Without the pairs whose sketches differ in more bits than near ones' runs can."""
+        sizes = self._sizes[ones] + self._sizes[others]
+        differ = np.bitwise_count(self._sketches[ones] ^ self._sketches[others]).sum(1, dtype=np.int64)
+        some = differ <= sizes - 2 * self._share * sizes + _EPSILON
+        return ones[some], others[some]
 
-def _hash(run: str) -> int:
-    return xxhash.xxh32_intdigest(run.encode())
+    def _verify(self, ones: Numbers, others: Numbers) -> None:
+        for one, other in sorted(set(zip(ones.tolist(), others.tolist(), strict=True))):
+            tops = self._joined.top(one), self._joined.top(other)
+            if tops[0] != tops[1] and not self._apart(one, other):
+                self._joined.join(*tops)
