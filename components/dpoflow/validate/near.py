@@ -32,10 +32,12 @@ from numpy.typing import NDArray
 from dpoflow.validate.runs import LEVELS, RUN, Batch, Hashes, Marks, Numbers, spread
 
 _NUMBER = re.compile(r"\d+")
-_CELLS = 1 << 18
+_CELLS = 1 << 17
 """Runs in one batch, about."""
 _COUNTERS = 22
 """log2 of the counters that tell rare windows of a level from frequent ones."""
+_COUNTED = 1 << 24
+"""Of so many runs; more tell no more."""
 _WANTED = 26
 """log2 of the marks that tell which walks any window can meet."""
 _MOST_WALKS = 4
@@ -51,8 +53,9 @@ _EPSILON = 1e-6
 Texts = Callable[[], Iterable[str]]
 
 
-def _runs(text: str) -> set[str]:
-    return {text[at : at + RUN] for at in range(max(1, len(text) - RUN + 1))}
+@lru_cache(128)
+def _runs(text: str) -> frozenset[str]:
+    return frozenset(text[at : at + RUN] for at in range(max(1, len(text) - RUN + 1)))
 
 
 def alike(left: str, right: str, least: float) -> bool:
@@ -113,9 +116,20 @@ class _Parts:
         folder.mkdir()
         self._shift = np.uint64(64 - bits) if bits else None
         self._folder, self._num = folder, 1 << bits
+        self._waiting = list[tuple[Hashes, ...]]()
 
     def add(self, *columns: Hashes) -> None:
         """Keys, and what belongs to each."""
+        self._waiting.append(columns)
+        if sum(len(keys) for keys, *_ in self._waiting) > _BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """After the last one."""
+        columns = tuple(map(np.concatenate, zip(*self._waiting, strict=True)))
+        self._waiting = []
+        if not columns:
+            return
         order = np.argsort(columns[0])
         columns = tuple(column[order] for column in columns)
         starts = np.arange(self._num, dtype=np.uint64)
@@ -193,13 +207,17 @@ class _Join:
         most = max(_SKETCH_BYTES * 8 // self._num, 256)
         bits = 1 << max(8, min(typical, most).bit_length() - 1)
         self._sketches = np.empty((self._num, bits // 64), np.uint64)
+        share, taken, counted = min(_COUNTED / lengths.sum(), 1), 0, 0
         for items, batch in self._batches():
             self._sizes[items] = batch.sizes
             self._sketches[items] = batch.sketches(bits)
-            for level in LEVELS:
-                hashes, _ = batch.windows(level)
-                some = hashes[batch.firsts[:, : hashes.shape[1]]] >> np.uint64(64 - _COUNTERS)
-                np.add.at(self._counts[level], some, 1)
+            taken += batch.firsts.size
+            if taken * share >= counted:
+                counted += batch.firsts.size
+                for level in LEVELS:
+                    hashes = batch.windows(level)[0]
+                    some = hashes[batch.firsts[:, : hashes.shape[1]]] >> np.uint64(64 - _COUNTERS)
+                    np.add.at(self._counts[level], some.astype(np.intp), np.uint32(1))
 
     def _pass(self, level: int) -> None:
         """What indexes itself by longer windows than some can look up does so again for those."""
@@ -219,6 +237,8 @@ class _Join:
             used |= self._add_windows(items, batch, level)
         for items, batch in self._batches(probing):
             self._add_walks(items, batch, sorted(used))
+        self._index.flush()
+        self._walks.flush()
         for part in range(1 << bits):
             self._meet(part)
         shutil.rmtree(self._folder)
@@ -228,7 +248,8 @@ class _Join:
         sizes = self._sizes[items]
         num = np.floor(sizes - 2 * self._share * sizes + _EPSILON).astype(np.int64) + 1
         nth = np.arange(num.max())
-        found = {level: self._rarest(batch, level, num, nth) for level in LEVELS if level <= most}
+        levels = [each for each in LEVELS if each <= most and each * num.min() <= sizes.max()]
+        found = {level: self._rarest(batch, level, num, nth) for level in levels}
         costs = np.stack([cost for cost, _ in found.values()])
         best = np.array(list(found))[costs.argmin(0)]
         if most == LEVELS[0]:

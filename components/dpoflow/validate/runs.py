@@ -30,19 +30,28 @@ Marks = NDArray[np.bool_]
 _NO_CHARACTER = 0x1FFFFF
 """Fills up what is shorter; beyond Unicode."""
 _NO_RUN = np.uint64(2**64 - 1)
-_ODD = {1: 0, 2: 0x9E3779B97F4A7C15, 4: 0xD6E8FEB86659FD93, 8: 0xA0761D6478BD642F}
+_ODD = {
+    1: np.uint64(0x9E3779B97F4A7C15),
+    2: np.uint64(0xD6E8FEB86659FD93),
+    4: np.uint64(0xA0761D6478BD642F),
+    8: np.uint64(0xE7037ED1A0B428DB),
+}
+"""Any odd numbers do."""
 
 
 def mixed(value: Hashes) -> Hashes:
     """Scatter 64 bits one to one: the end of splitmix64 (Steele et al. 2014)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    value = value ^ (value >> np.uint64(30))
+    value *= np.uint64(0xBF58476D1CE4E5B9)
+    value ^= value >> np.uint64(27)
+    value *= np.uint64(0x94D049BB133111EB)
+    value ^= value >> np.uint64(31)
+    return value
 
 
 def _joined(left: Hashes, right: Hashes, level: int) -> Hashes:
     """Of two neighbours of half as many runs, one of `level`."""
-    return left * np.uint64(_ODD[level]) + right
+    return left * _ODD[level] + right
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,18 @@ class Batch:
         self._salts = salts
         """For each text; windows and walks of texts with different ones never meet."""
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        self._num_runs = np.maximum(lengths - RUN + 1, 1)
-        width = int(self._num_runs.max()) + RUN - 1
+        num_runs = np.maximum(lengths - RUN + 1, 1)
+        width = int(num_runs.max()) + RUN - 1
         codes = np.full((len(texts), width), _NO_CHARACTER, np.uint64)
         flat = "".join(texts).encode("utf-32-le", "surrogatepass")
         codes[np.arange(width) < lengths[:, None]] = np.frombuffer(flat, "<u4")
         # 63 of the 105 bits of five characters, then the other 42.
-        three = codes[:, :-2] | codes[:, 1:-1] << np.uint64(21) | codes[:, 2:] << np.uint64(42)
-        three = mixed(three)
-        self._fours = mixed(three[:, :-1] ^ codes[:, 3:])  # [B, L + 1]
-        two = codes[:, 3:-1] | codes[:, 4:] << np.uint64(21)
-        is_run = np.arange(width - RUN + 1) < self._num_runs[:, None]
-        self._hashes = np.where(is_run, mixed(three[:, :-2] + two), _NO_RUN)  # [B, L]
+        two = codes[:, :-1] | codes[:, 1:] << np.uint64(21)
+        self._fours = two[:, :-2] * _ODD[1] + two[:, 2:]  # [B, L + 1]
+        three = mixed(two[:, :-3] | codes[:, 2:-2] << np.uint64(42))
+        self._hashes = mixed(three + two[:, 3:])  # [B, L]
+        is_run = np.arange(width - RUN + 1) < num_runs[:, None]
+        self._hashes[~is_run] = _NO_RUN
         self.firsts = _one_of_each(self._hashes) & is_run
 
     @property
@@ -152,11 +161,11 @@ class Batch:
         counts = self.firsts[rows, places]
         rows, places = rows[counts], places[counts]
         starts, ends = fours[rows, places], fours[rows, places + 1]
-        pointers = np.searchsorted(starts, np.arange(int(is_new.sum()) + 1))
-        return Walks(rows, self._hashes[rows, places], starts, ends), pointers
+        num_fours = int(np.count_nonzero(is_new))
+        return Walks(rows, self._hashes[rows, places], starts, ends), _pointers(starts, num_fours)
 
     def _salted(self, hashes: Hashes, salts: Hashes, level: int) -> Hashes:
-        return mixed(hashes + salts + np.uint64(level))
+        return (hashes ^ salts) * _ODD[level]
 
 
 def _one_of_each(hashes: Hashes) -> Marks:
@@ -193,4 +202,9 @@ def _longer(
         walks.starts[which],
         walks.ends[other],
     )
-    return made, np.searchsorted(made.starts, np.arange(len(pointers))), full
+    return made, _pointers(made.starts, len(pointers) - 1), full
+
+
+def _pointers(starts: Numbers, num: int) -> Numbers:
+    """Where each group begins, and where the last one ends."""
+    return np.r_[0, np.cumsum(np.bincount(starts, minlength=num))]
