@@ -194,6 +194,27 @@ def test_rows_of_one_template_with_few_words_are_told_apart_as_defined(
     assert clustered(texts, least, tmp_path) == by_brute_force(texts, least)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_families_of_questions_that_were_changed_again_and_again_are_told_apart_as_defined(
+    seed: int, tmp_path: Path
+) -> None:
+    dice = random.Random(seed)  # noqa: S311
+    words = SUPPORT[: dice.choice((4, 12, 90))]
+    texts = list[str]()
+    for _ in range(160):
+        one = dice.choices(words, k=dice.randint(3, 40))
+        if texts and dice.random() < 0.7:
+            one = dice.choice(texts).split()
+        for _ in range(dice.randint(0, 3)):
+            at = dice.randrange(len(one))
+            one[at : at + dice.randint(0, 1)] = dice.choices(words, k=1)
+        texts.append(" ".join(one))
+    texts.sort(key=len)
+
+    for least in (0.6, 0.8, 0.9, dice.uniform(0.5, 1)):
+        assert clustered(texts, least, tmp_path) == by_brute_force(texts, least)
+
+
 @pytest.mark.parametrize("letters", ["ab", "abc", string.ascii_lowercase])
 def test_texts_that_are_tangles_of_the_same_characters_are_told_apart_as_defined(
     letters: str, tmp_path: Path

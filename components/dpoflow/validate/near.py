@@ -46,7 +46,8 @@ _ENTRIES = 1 << 22
 """In one part of the scratch files, about."""
 _BLOCK = 1 << 20
 """Pairs that are looked at together."""
-_SKETCH_BYTES = 1 << 28
+_SKETCH_BYTES = 1 << 27
+"""Of all texts together."""
 _EPSILON = 1e-6
 """So much is any bound on a number of runs too low, for what is lost in floating point."""
 
@@ -81,6 +82,11 @@ def clusters(
     if len(above) > 1:
         _Join(texts, near, least, joined, folder).run()
     return joined.flat()
+
+
+def _bits(wanted: int, num: int) -> int:
+    """Of one sketch: a power of two, no more than there is memory for."""
+    return 1 << max(8, min(wanted, 8 * _SKETCH_BYTES // num).bit_length() - 1)
 
 
 class _Joined:
@@ -203,14 +209,15 @@ class _Join:
             lengths[item] = len(text) + 1
             numbers = " ".join(_NUMBER.findall(text)).encode()
             self._salts[item] = int.from_bytes(blake2b(numbers, digest_size=8).digest())
-        typical = 2 * int((lengths**2).sum() / lengths.sum())  # bits for a run of long texts, too
-        most = max(_SKETCH_BYTES * 8 // self._num, 256)
-        bits = 1 << max(8, min(typical, most).bit_length() - 1)
-        self._sketches = np.empty((self._num, bits // 64), np.uint64)
+        typical = int((lengths**2).sum() / lengths.sum())  # by characters: long texts count more
+        coarse, fine = (_bits(times * typical, self._num) for times in (2, 8))
+        self._coarse = np.empty((self._num, coarse // 64), np.uint64)
+        self._fine = np.empty((self._num, fine // 64), np.uint64)
         share, taken, counted = min(_COUNTED / lengths.sum(), 1), 0, 0
         for items, batch in self._batches():
             self._sizes[items] = batch.sizes
-            self._sketches[items] = batch.sketches(bits)
+            self._coarse[items] = batch.sketches(coarse)
+            self._fine[items] = batch.sketches(fine)
             taken += batch.firsts.size
             if taken * share >= counted:
                 counted += batch.firsts.size
@@ -350,14 +357,21 @@ class _Join:
         tops = self._joined.flat()
         open_ = tops[ones] != tops[others]
         ones, others = ones[open_], others[open_]
-        block = max(1, (_BLOCK * 4) // self._sketches.shape[1])
-        for at in range(0, len(ones), block):
-            self._verify(*self._plausible(ones[at : at + block], others[at : at + block]))
+        for sketches in (self._coarse, self._fine):
+            ones, others = self._plausible(sketches, ones, others)
+        self._verify(ones, others)
 
-    def _plausible(self, ones: Numbers, others: Numbers) -> tuple[Numbers, Numbers]:
+    def _plausible(
+        self, sketches: Hashes, ones: Numbers, others: Numbers
+    ) -> tuple[Numbers, Numbers]:
         """Without the pairs whose sketches differ in more bits than near ones' runs can."""
         sizes = self._sizes[ones] + self._sizes[others]
-        differ = np.bitwise_count(self._sketches[ones] ^ self._sketches[others]).sum(1, dtype=np.int64)
+        differ = np.empty_like(sizes)
+        block = max(1, 4 * _BLOCK // sketches.shape[1])
+        for at in range(0, len(ones), block):
+            some = slice(at, at + block)
+            bits = np.bitwise_count(sketches[ones[some]] ^ sketches[others[some]])
+            differ[some] = bits.sum(1, dtype=np.int64)
         some = differ <= sizes - 2 * self._share * sizes + _EPSILON
         return ones[some], others[some]
 
