@@ -237,6 +237,64 @@ def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]
     assert found[-1] is not None
 
 
+def disguised(dice: random.Random, told: list[str]) -> str:
+    """The same words in other cases, with other blanks and signs between them."""
+    cases = (str.lower, str.upper, str.title)
+    signs = (" ", "  ", "\n", ", ", "; ", " - ", "… ", "\u00a0", ") (")
+    return "".join(dice.choice(cases)(word) + dice.choice(signs) for word in told)
+
+
+def test_of_two_thousand_disguised_quotes_none_is_missed_and_nothing_else_is_found() -> None:
+    """Twelve words of a set or thirteen, in the midst of words that it does not have."""
+    dice = random.Random(13)  # noqa: S311 no secret
+    known = [f"known{chr(97 + at % 26)}{at}" for at in range(400)] + [
+        "été",
+        "straße",
+        "ﬁne",
+        "\uff21",
+    ]
+    mine = [f"mine{at}" for at in range(400)]
+    held, asked = Evaluations(), [dice.sample(known, 40) for _ in range(50)]
+    for words in asked:
+        held.add({"prompt": " ".join(words)}, "set")
+    quotes = []
+    for num in [GRAM, GRAM - 1] * 2_000:
+        words, at = dice.choice(asked), dice.randrange(40 - num)
+        around = (dice.choices(mine, k=dice.randint(0, 20)) for _ in range(2))
+        quotes.append(disguised(dice, [*next(around), *words[at : at + num], *next(around)]))
+
+    found = Overlap(held).of([(["who"], [each]) for each in quotes])
+
+    assert [each is not None for each in found] == [True, False] * 2_000
+
+
+# ---------------------------------------------------------------- duplicates, contradictions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_and_contradictions_are_those_that_comparing_all_rows_finds(
+    workshop: Workshop, seed: int
+) -> None:
+    dice = random.Random(seed)  # noqa: S311 no secret
+    prompts = ["one", "One", "one ", "another"]  # to compare, other blanks are another prompt
+    told = [
+        row(dice.choice(prompts), *dice.sample(["yes", "Yes", "no", "perhaps", "no!"], 2))
+        for _ in range(120)
+    ]
+
+    codes = workshop.run(told, max_quarantined=1.0).codes
+
+    said = [(each["prompt"], each["chosen"], each["rejected"]) for each in told]
+    expected = {}
+    for at, (prompt, chosen, rejected) in enumerate(said):
+        if said[at] in said[:at]:
+            expected[f"x.jsonl:{at + 1}"] = "duplicate"
+        elif (prompt, rejected, chosen) in said:
+            expected[f"x.jsonl:{at + 1}"] = "conflicting"
+    assert codes == expected
+    assert {*codes.values()} == {"duplicate", "conflicting"}
+
+
 # ---------------------------------------------------------------- what texts hold
 
 # Put together here, so that no scanner takes this file for a leak.

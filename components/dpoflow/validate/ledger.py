@@ -38,7 +38,7 @@ from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
 from dpoflow.validate.findings import HIDDEN
-from dpoflow.validate.near import alike, clusters
+from dpoflow.validate.near import clusters
 from dpoflow.validate.private import is_private
 from dpoflow.validate.split import asked, root_of
 
@@ -84,8 +84,7 @@ _COLUMNS = {
 }
 _TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 _EARLIER = (
-    "CREATE TABLE earlier (prompt_id TEXT, root TEXT, plain TEXT,"
-    " kept_out INTEGER, learnt INTEGER)"
+    "CREATE TABLE earlier (prompt_id TEXT, root TEXT, plain TEXT, kept_out INTEGER, learnt INTEGER)"
 )
 _INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
 _NOTHING = dict.fromkeys(_COLUMNS)
@@ -162,7 +161,7 @@ class Ledger:
         (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
         above = clusters(
             self._texts,
-            lambda one, other: alike(self._text(one), self._text(other), near_similarity),
+            self._text,
             near_similarity,
             self._begun_alike(num),
             self._path.with_suffix(".near"),
@@ -201,7 +200,9 @@ class Ledger:
 
     def _texts(self) -> Iterator[str]:
         """Every prompt, plain, the shortest first."""
-        yield from (text for (text,) in self._db.execute("SELECT plain FROM prompts ORDER BY rowid"))
+        yield from (
+            text for (text,) in self._db.execute("SELECT plain FROM prompts ORDER BY rowid")
+        )
 
     @lru_cache(maxsize=4096)  # noqa: B019 a ledger lives as long as its step
     def _text(self, at: int) -> str:

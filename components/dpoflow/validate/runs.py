@@ -1,17 +1,18 @@
 """Runs of five characters of many texts at once, as numbers.
 
 Reads   plain texts of about the same length
-Gives   `Batch`: which runs a text has, windows that it can be looked up by, walks that others' windows
-        are found by, a sketch
-Not     what is looked up, and what is near: see near.py
+Gives   `Batch`: which runs texts have, windows to index them by, walks to find others' windows by,
+        sketches; `numbers_in`
+Not     what is looked up where: see join.py; what is near: see near.py
 Shapes  B texts, L places at which a run may begin
 
-A run is a hash of 64 bits. Two different runs of the same two texts that share one would make the
-pair look a little more or less alike than it is: with R runs in both together that happens to R²/2⁶⁵
-of all pairs, 2·10⁻¹⁵ for texts of 130 characters and 10⁻¹⁰ for texts of 32,000. Everywhere else equal
-hashes only give more to compare.
+A run is a hash of 64 bits. Two runs of one pair of texts that had the same one would make it look
+a run more or less alike. With R runs in both together that happens to one of 2⁶⁵/R² pairs, so to
+one of 5·10¹⁴ of 130 characters and one of 9·10⁹ of 32,000, and would matter only to a pair that is
+exactly as near as it must be. Anywhere else equal hashes only give more to compare.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 Marks = NDArray[np.bool_]
 
+_NUMBER = re.compile(r"\d+")
 _NO_CHARACTER = 0x1FFFFF
 """Fills up what is shorter; beyond Unicode."""
 _NO_RUN = np.uint64(2**64 - 1)
@@ -37,6 +39,11 @@ _ODD = {
     8: np.uint64(0xE7037ED1A0B428DB),
 }
 """Any odd numbers do."""
+
+
+def numbers_in(text: str) -> list[str]:
+    """As they are written."""
+    return _NUMBER.findall(text)
 
 
 def mixed(value: Hashes) -> Hashes:
@@ -89,18 +96,19 @@ class Batch:
     @property
     def sizes(self) -> Numbers:
         """[B]: different runs of each text."""
-        return self.firsts.sum(1)
+        return np.count_nonzero(self.firsts, axis=1).astype(np.int64)
 
     def sketches(self, num_bits: int) -> Hashes:
         """[B, bits / 64]: each run turns one bit over.
 
-        So many bits as two sketches differ in, so many runs at least has one text and not the other.
+        Two texts differ in at least as many runs as their sketches do in bits.
         """
-        shift = np.uint64(64 - (num_bits.bit_length() - 1))
         rows, places = np.nonzero(self.firsts)
-        bits = (self._hashes[rows, places] >> shift).astype(np.int64) + rows * num_bits
-        turned = np.bincount(bits, minlength=len(self.firsts) * num_bits) & 1
-        return np.packbits(turned.astype(bool)).view(np.uint64).reshape(len(self.firsts), -1)
+        bits = (self._hashes[rows, places] >> np.uint64(32)).astype(np.int64) % num_bits
+        found = np.zeros(len(self.firsts) * num_bits // 64, np.uint64)
+        turned = np.uint64(1) << (bits % 64).astype(np.uint64)
+        np.bitwise_xor.at(found, (rows * num_bits + bits) // 64, turned)
+        return found.reshape(len(self.firsts), -1)
 
     @cached_property
     def _by_level(self) -> dict[int, Hashes]:
@@ -130,9 +138,9 @@ class Batch:
     def walks(self, levels: Sequence[int], most: int) -> Iterator[tuple[int, Walks, Numbers]]:
         """(level, walks of so many runs, texts that have too many of them, and so give none).
 
-        A text has too many when there are more than `most` times its runs. If a text has every run of a window
-        of another one, it has the window as a walk: not always in one piece, where the same four
-        characters stand in it twice.
+        A text that has every run of another's window has the window as a walk, though not always
+        in one piece: where four characters stand in it twice, either may go on as the other does.
+        Too many are more than `most` times its runs.
         """
         walks, pointers = self._first_walks()
         sizes = self.sizes
@@ -207,4 +215,5 @@ def _longer(
 
 def _pointers(starts: Numbers, num: int) -> Numbers:
     """Where each group begins, and where the last one ends."""
-    return np.r_[0, np.cumsum(np.bincount(starts, minlength=num))]
+    ends: Numbers = np.cumsum(np.bincount(starts, minlength=num))
+    return np.concatenate([np.zeros(1, np.int64), ends])
