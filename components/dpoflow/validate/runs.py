@@ -96,7 +96,8 @@ class Batch:
     @property
     def sizes(self) -> Numbers:
         """[B]: different runs of each text."""
-        return np.count_nonzero(self.firsts, axis=1).astype(np.int64)
+        sizes: Numbers = self.firsts.sum(1)
+        return sizes
 
     def sketches(self, num_bits: int) -> Hashes:
         """[B, bits / 64]: each run turns one bit over.
