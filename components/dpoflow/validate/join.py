@@ -151,7 +151,10 @@ class Join:
         self._levels = np.full(self._num, LEVELS[0])  # of each one's windows; then, at most
         self._reach = np.full(self._num, LEVELS[0])  # the longest walks it looks itself up by
         for level in LEVELS:
-            self._pass(level)
+            try:
+                self._pass(level)
+            finally:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def _batches(self, of: Marks | None = None) -> Iterator[tuple[Numbers, Batch]]:
         """(items, batch), of those that are marked."""
@@ -221,7 +224,6 @@ class Join:
         self._walks.flush()
         for part in range(1 << bits):
             self._meet(part)
-        shutil.rmtree(self._folder)
 
     def _add_windows(self, items: Numbers, batch: Batch, most: int) -> set[int]:
         """Index texts by the rarest windows; returns of which levels."""
