@@ -5,7 +5,8 @@
 
 step        both steps in a process of their own, on half the rows and on all; the most that it and
             its children held together, counted twenty times a second
-checks      each check by itself, on one processor, over the first rows; seconds for all rows
+checks      each check by itself, on one processor, over the first rows; seconds for all rows. Near
+            prompts are looked for among all rows, since pairs grow with their square
 gx          our Great Expectations stage beside plain Great Expectations on one pandas frame, on the
             file that the step wrote, with the same expectations; alternating, in processes of their
             own, without imports; medians
@@ -237,10 +238,8 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
     from dpoflow.texts.contamination import Evaluations, Overlap
     from dpoflow.texts.language import language_of
     from dpoflow.validate.findings import is_damaged
-    from dpoflow.validate.near import bands_of
     from dpoflow.validate.private import personal_in, secrets_in
     from dpoflow.validate.row import row_columns
-    from dpoflow.validate.split import asked
 
     where = Source(dataset="d", row="1")
     held = Evaluations()
@@ -272,7 +271,6 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
         "convert": convert,
         "identify": lambda: [row_columns(p, where, seed=0, origin="human") for p in pairs],
         "tokens": lambda: read.encode_batch_fast([text for row in texts for text in row]),
-        "near_duplicates": lambda: [bands_of(asked(pair.prompt)) for pair in pairs],
         "language": lambda: [language_of(row[1]) for row in texts],
         "personal": each(lambda text: personal_in(text, "US")),
         "secrets": each(secrets_in),
@@ -289,6 +287,31 @@ def measure_checks(folder: Path, num_rows: int, tokenizer: Path, sample: int) ->
         check()
         seconds[name] = (time.process_time() - began) * num_rows / sample
         print(f"  {name:16} {seconds[name]:6.0f} s", flush=True)
+    seconds["near_duplicates"] = seconds_of_near(folder, num_rows)
+    print(f"  {'near_duplicates':16} {seconds['near_duplicates']:6.0f} s", flush=True)
+    return seconds
+
+
+def seconds_of_near(folder: Path, num_rows: int) -> float:
+    """Of finding all near prompts of all rows, which must be at least those that were planted."""
+    import numpy as np
+
+    from dpoflow.texts.plain import plain
+    from dpoflow.validate.near import clusters
+
+    texts = sorted({plain(row["prompt"]) for _, row in _rows(num_rows)}, key=len)
+    began = time.process_time()
+    found = clusters(
+        lambda: texts,
+        texts.__getitem__,
+        0.8,
+        np.arange(len(texts)),
+        folder / "near",
+    )
+    seconds = time.process_time() - began
+    planted = sum(_PLANTED.get(at % 1000) == "near" for at in range(num_rows))
+    if (joined := len(texts) - len(np.unique(found))) < planted:
+        sys.exit(f"{planted} near prompts were planted, and {joined} found")
     return seconds
 
 

@@ -107,6 +107,39 @@ def test_what_is_near_a_prompt_of_before_goes_to_its_side_though_that_one_is_gon
     )
 
 
+def reworded(number: int) -> str:
+    """`text(number)` with one word put in the place of another, and still near."""
+    dice = random.Random(-1 - number)  # noqa: S311
+    while True:
+        words = text(number).split()
+        words[dice.randrange(len(words))] = dice.choice(WORDS)
+        made = " ".join(words)
+        if made != text(number) and likeness(made, text(number)) >= 0.8:
+            return made
+
+
+def test_of_hundreds_of_reworded_prompts_of_before_each_goes_where_the_first_was(
+    workshop: Workshop,
+) -> None:
+    heldout, learnt = range(200), range(200, 400)
+    rows = [row(reworded(number)) for number in (*heldout, *learnt)]
+
+    seen = night(
+        workshop, rows, heldout=map(text, heldout), learnt=map(text, learnt), heldout_fraction=0.5
+    )
+
+    assert sides(seen) == (set(map(reworded, learnt)), set(map(reworded, heldout)))
+
+
+def test_two_that_were_once_parted_stay_together_over_nights(workshop: Workshop) -> None:
+    asked = "please a write while snow snow short calm pier wait seven very much sea {}"
+    rows = [row(asked.format("please")), *(row(text(number)) for number in range(9))]
+
+    trained, kept_out = sides(night(workshop, rows, heldout={asked.format("today")}))
+
+    assert asked.format("please") in kept_out - trained
+
+
 def test_what_is_near_both_sides_can_be_on_neither(workshop: Workshop) -> None:
     words = text(3).split()
     held, learnt = " ".join([*words, "today"]), " ".join(["please", *words])
@@ -185,8 +218,7 @@ def test_no_night_ever_trains_on_what_any_night_held_out(
 
     for (trained, _), (_, kept_out) in itertools.product(nights, nights):
         assert trained & kept_out == set()
-    for early, late in itertools.combinations_with_replacement(nights, 2):
-        for held, one in itertools.product(early[1], late[0]):
+        for held, one in itertools.product(kept_out, trained):
             assert likeness(held, one) < 0.8, (held, one)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -30,7 +29,6 @@ from dpoflow.texts.contamination import GRAM, Evaluations, Overlap
 from dpoflow.texts.language import language_of
 from dpoflow.validate import crew
 from dpoflow.validate.agreement import agreement_of, said
-from dpoflow.validate.near import NUM_BANDS, alike, bands_of, clusters
 from dpoflow.validate.private import personal_in, secrets_in
 from dpoflow.validate.row import Batch
 
@@ -62,80 +60,6 @@ def sides(pairs: list[PreferencePair]) -> dict[str, set[str]]:
 
 
 # ---------------------------------------------------------------- near-copies
-
-
-def jaccard(left: str, right: str) -> float:
-    one, other = ({each[at : at + 5] for at in range(len(each) - 4)} for each in (left, right))
-    return len(one & other) / len(one | other)
-
-
-def test_near_is_the_papers_similarity_of_runs_of_five() -> None:
-    whole = text(1)
-    for cut in range(0, 60, 3):
-        part = whole[cut:]
-        assert alike(whole, part, 0.8) == (jaccard(whole, part) >= 0.8)
-
-
-def test_what_differs_in_a_number_is_not_near() -> None:
-    asked = "Please compute {} plus {} and explain every single step of the way to me"
-
-    assert alike(asked.format(23, 45), asked.format(23, 45) + "!", 0.8)
-    assert not alike(asked.format(23, 45), asked.format(23, 46), 0.8)
-
-
-def test_near_prompts_share_a_band_as_often_as_theory_says() -> None:
-    similar, met = [], 0
-    for seed in range(400):
-        whole = text(seed, 30)
-        other = whole[: len(whole) - 25]
-        similar.append(jaccard(whole, other))
-        keys = [bands_of(each) for each in (whole, other)]
-        met += any(
-            keys[0][at : at + 8] == keys[1][at : at + 8] for at in range(0, NUM_BANDS * 8, 8)
-        )
-
-    expected = np.mean([1 - (1 - share**8) ** 16 for share in similar])
-    assert met / 400 == pytest.approx(expected, abs=0.03)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 40).flatmap(
-        lambda num: st.tuples(
-            st.lists(st.lists(st.integers(0, 8), min_size=num, max_size=num), max_size=4),
-            st.just(num),
-        )
-    )
-)
-def test_clusters_are_the_connected_parts(case: tuple[list[list[int]], int]) -> None:
-    keys, num = case
-    parts = [{item} for item in range(num)]  # by brute force
-    for column in keys:
-        for one, other in itertools.combinations(range(num), 2):
-            if column[one] == column[other]:
-                joined = [part for part in parts if one in part or other in part]
-                parts = [part for part in parts if part not in joined] + [set().union(*joined)]
-
-    found = clusters(num, (np.array(each, np.uint64) for each in keys), lambda *_: True)
-
-    assert {item: min(part) for part in parts for item in part} == dict(enumerate(found.tolist()))
-
-
-def test_what_shares_a_key_but_is_not_near_stays_apart() -> None:
-    keys = [np.zeros(6, np.uint64)]
-
-    found = clusters(6, keys, lambda one, other: one % 2 == other % 2)
-
-    assert found.tolist() == [0, 1, 0, 1, 0, 1]
-
-
-def test_twins_among_hundreds_of_one_template_meet(workshop: Workshop) -> None:
-    asked = "Please tell me all about the state of my order with the order number {}"
-    told = [f"{asked.format(10_000 + number)}{end}" for number in range(400) for end in "?!"]
-
-    seen = workshop.run([row(each.replace("!", ", please?")) for each in told])
-
-    assert seen.report["near"]["num_clusters"] == 400
 
 
 def test_near_prompts_are_on_one_side_and_an_old_heldout_one_stays(
@@ -311,6 +235,64 @@ def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]
     ]
     assert [each is not None for each in found] == expected
     assert found[-1] is not None
+
+
+def disguised(dice: random.Random, told: list[str]) -> str:
+    """The same words in other cases, with other blanks and signs between them."""
+    cases = (str.lower, str.upper, str.title)
+    signs = (" ", "  ", "\n", ", ", "; ", " - ", "… ", "\u00a0", ") (")
+    return "".join(dice.choice(cases)(word) + dice.choice(signs) for word in told)
+
+
+def test_of_two_thousand_disguised_quotes_none_is_missed_and_nothing_else_is_found() -> None:
+    """Twelve words of a set or thirteen, in the midst of words that it does not have."""
+    dice = random.Random(13)  # noqa: S311 no secret
+    known = [f"known{chr(97 + at % 26)}{at}" for at in range(400)] + [
+        "été",
+        "straße",
+        "ﬁne",
+        "\uff21",
+    ]
+    mine = [f"mine{at}" for at in range(400)]
+    held, asked = Evaluations(), [dice.sample(known, 40) for _ in range(50)]
+    for words in asked:
+        held.add({"prompt": " ".join(words)}, "set")
+    quotes = []
+    for num in [GRAM, GRAM - 1] * 2_000:
+        words, at = dice.choice(asked), dice.randrange(40 - num)
+        around = (dice.choices(mine, k=dice.randint(0, 20)) for _ in range(2))
+        quotes.append(disguised(dice, [*next(around), *words[at : at + num], *next(around)]))
+
+    found = Overlap(held).of([(["who"], [each]) for each in quotes])
+
+    assert [each is not None for each in found] == [True, False] * 2_000
+
+
+# ---------------------------------------------------------------- duplicates, contradictions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_and_contradictions_are_those_that_comparing_all_rows_finds(
+    workshop: Workshop, seed: int
+) -> None:
+    dice = random.Random(seed)  # noqa: S311 no secret
+    prompts = ["one", "One", "one ", "another"]  # to compare, other blanks are another prompt
+    told = [
+        row(dice.choice(prompts), *dice.sample(["yes", "Yes", "no", "perhaps", "no!"], 2))
+        for _ in range(120)
+    ]
+
+    codes = workshop.run(told, max_quarantined=1.0).codes
+
+    said = [(each["prompt"], each["chosen"], each["rejected"]) for each in told]
+    expected = {}
+    for at, (prompt, chosen, rejected) in enumerate(said):
+        if said[at] in said[:at]:
+            expected[f"x.jsonl:{at + 1}"] = "duplicate"
+        elif (prompt, rejected, chosen) in said:
+            expected[f"x.jsonl:{at + 1}"] = "conflicting"
+    assert codes == expected
+    assert {*codes.values()} == {"duplicate", "conflicting"}
 
 
 # ---------------------------------------------------------------- what texts hold

@@ -14,7 +14,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -38,7 +38,7 @@ from dpoflow.contracts.results import Counts, LengthBias
 from dpoflow.lengths import length_bias
 from dpoflow.validate import excerpt
 from dpoflow.validate.findings import HIDDEN
-from dpoflow.validate.near import KEY_BYTES, NUM_BANDS, alike, bands_of, clusters
+from dpoflow.validate.near import clusters
 from dpoflow.validate.private import is_private
 from dpoflow.validate.split import asked, root_of
 
@@ -74,7 +74,7 @@ _COLUMNS = {
     "findings": "TEXT",  # JSON
     "votes": "TEXT",  # JSON: annotator to what they said
     "root": "TEXT",  # how the conversation begins
-    "bands": "BLOB",  # see near.py
+    "plain": "TEXT",  # the whole conversation; see near.py
     "cluster": "TEXT",
     "body": "TEXT",
     "code": "TEXT",
@@ -84,8 +84,7 @@ _COLUMNS = {
 }
 _TABLE = f"CREATE TABLE rows ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 _EARLIER = (
-    "CREATE TABLE earlier (prompt_id TEXT, root TEXT, bands BLOB, text TEXT,"
-    " kept_out INTEGER, learnt INTEGER)"
+    "CREATE TABLE earlier (prompt_id TEXT, root TEXT, plain TEXT, kept_out INTEGER, learnt INTEGER)"
 )
 _INSERT = f"INSERT INTO rows VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
 _NOTHING = dict.fromkeys(_COLUMNS)
@@ -131,10 +130,9 @@ class Ledger:
 
     def remember(self, prompt: tuple[Message, ...], *, kept_out: bool) -> None:
         """A prompt that an earlier version was tested with, or learnt from: no row of this run."""
-        text = asked(prompt)
-        values = (prompt_digest(prompt), root_of(prompt), bands_of(text), text)
+        values = (prompt_digest(prompt), root_of(prompt), asked(prompt))
         self._db.execute(
-            "INSERT INTO earlier VALUES (?, ?, ?, ?, ?, ?)", (*values, kept_out, not kept_out)
+            "INSERT INTO earlier VALUES (?, ?, ?, ?, ?)", (*values, kept_out, not kept_out)
         )
 
     def index(self) -> None:
@@ -151,17 +149,23 @@ class Ledger:
         near prompts of both sides can be on neither, and is dropped like what is near an old pair.
         """
         self._db.execute(
-            "CREATE TABLE prompts AS SELECT prompt_id, min(seq) AS seq, root, bands,"
-            " max(text) AS text, max(drawn) AS drawn, max(old) AS old, max(kept_out) AS kept_out,"
+            "CREATE TABLE prompts AS SELECT prompt_id, min(seq) AS seq, root, plain,"
+            " max(drawn) AS drawn, max(old) AS old, max(kept_out) AS kept_out,"
             " max(learnt) AS learnt, NULL AS side, NULL AS cluster FROM ("
-            "SELECT prompt_id, seq, root, bands, NULL AS text, side = 'heldout' AS drawn,"
+            "SELECT prompt_id, seq, root, plain, side = 'heldout' AS drawn,"
             " origin = 'replayed' AS old, 0 AS kept_out, 0 AS learnt FROM rows"
-            " WHERE bands IS NOT NULL UNION ALL"
-            " SELECT prompt_id, NULL, root, bands, text, 0, 0, kept_out, learnt FROM earlier)"
-            " GROUP BY prompt_id ORDER BY prompt_id"
+            " WHERE plain IS NOT NULL UNION ALL"
+            " SELECT prompt_id, NULL, root, plain, 0, 0, kept_out, learnt FROM earlier)"
+            " GROUP BY prompt_id ORDER BY length(plain), prompt_id"
         )
         (num,) = self._db.execute("SELECT count(*) FROM prompts").fetchone()
-        above = clusters(num, self._keys(num), partial(self._near, near_similarity))
+        above = clusters(
+            self._texts,
+            self._text,
+            near_similarity,
+            self._begun_alike(num),
+            self._path.with_suffix(".near"),
+        )
         known = self._db.execute("SELECT drawn, old, kept_out, learnt FROM prompts ORDER BY rowid")
         own: NDArray[np.bool_] = np.fromiter(known, np.dtype((bool, 4)), num)
         whole, sizes = np.zeros((num, 4), bool), np.bincount(above, minlength=num)
@@ -187,28 +191,23 @@ class Ledger:
             " FROM prompts p WHERE p.prompt_id = rows.prompt_id"
         )
 
-    def _keys(self, num: int) -> Iterator[NDArray[np.uint64]]:
-        """For each way prompts hang together, [num]: equal numbers are a reason to look."""
+    def _begun_alike(self, num: int) -> NDArray[np.int64]:
+        """For each prompt the first whose conversation begins the same way."""
         roots = self._db.execute("SELECT substr(root, 1, 16) FROM prompts ORDER BY rowid")
-        yield np.fromiter((int(root, 16) for (root,) in roots), np.uint64, num)
-        query = "SELECT substr(bands, ?, ?) FROM prompts ORDER BY rowid"
-        for band in range(NUM_BANDS):
-            keys = self._db.execute(query, (band * KEY_BYTES + 1, KEY_BYTES))
-            yield np.fromiter((int.from_bytes(key) for (key,) in keys), np.uint64, num)
+        keys = np.fromiter((int(root, 16) for (root,) in roots), np.uint64, num)
+        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        return first[which].astype(np.int64)
 
-    def _near(self, similarity: float, one: int, other: int) -> bool:
-        left, right = self._prompt(one), self._prompt(other)
-        return left[0] == right[0] or alike(left[1], right[1], similarity)
+    def _texts(self) -> Iterator[str]:
+        """Every prompt, plain, the shortest first."""
+        yield from (
+            text for (text,) in self._db.execute("SELECT plain FROM prompts ORDER BY rowid")
+        )
 
     @lru_cache(maxsize=4096)  # noqa: B019 a ledger lives as long as its step
-    def _prompt(self, at: int) -> tuple[str, str]:
-        """How it begins, and the whole of it, plain."""
-        query = (
-            "SELECT p.root, p.text, r.kind, r.body FROM prompts p"
-            " LEFT JOIN rows r ON r.seq = p.seq WHERE p.rowid = ?"
-        )
-        root, text, kind, body = self._db.execute(query, (at + 1,)).fetchone()
-        return root, asked(_item(kind, body).prompt) if text is None else text
+    def _text(self, at: int) -> str:
+        query = "SELECT plain FROM prompts WHERE rowid = ?"
+        return str(self._db.execute(query, (at + 1,)).fetchone()[0])
 
     def drop_old_leaks(self) -> None:
         """What would be held out and is near an old pair: the policy may have learnt it already.

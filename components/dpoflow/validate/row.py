@@ -29,7 +29,6 @@ from dpoflow.sources.reasons import Code, Quarantine
 from dpoflow.texts.contamination import Evaluations, Overlap, answers_of, said_in
 from dpoflow.validate import agreement, excerpt
 from dpoflow.validate.findings import HIDDEN, Findings, kinds_of
-from dpoflow.validate.near import bands_of
 from dpoflow.validate.private import is_private
 from dpoflow.validate.split import asked, normalised, rank, root_of, side_of
 
@@ -92,7 +91,7 @@ class Examiner:
             return refused(where, refusal.code, detail, self._glimpse(row))
         origin = "replayed" if pinned.role == "replayed" else "human"
         columns = row_columns(item, where, seed=self._config.seed, origin=origin)
-        columns["bands"] = bands_of(asked(item.prompt))
+        columns["plain"] = asked(item.prompt)
         columns["root"] = root = root_of(item.prompt)
         knobs = self._config
         # The policy may have learnt from an old pair: it can test nothing any more.
