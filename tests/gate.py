@@ -25,6 +25,7 @@ from typing import Any, Self
 import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from tests.patience import PATIENCE_S
 from tests.seaweed import free_port
 from tests.tiny import tiny_folder
 
@@ -163,7 +164,7 @@ class GateServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 240  # on a machine that does other things
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(requests.ConnectionError):
                 if requests.get(f"{self.url}/health", timeout=5).ok:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import requests
+from tests.patience import PATIENCE_S
 from tests.seaweed import free_port
 
 ADMIN, PASSWORD = "admin", "password-of-the-test"  # of a server on loopback
@@ -145,7 +146,7 @@ class MlflowServer:
         return self
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 240  # on a machine that does other things
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.admin.get("api/2.0/mlflow/users/current")
@@ -177,7 +178,7 @@ class MlflowServer:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGTERM)
         try:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -20,7 +20,7 @@ from tests.gate import ADMIN, API, ROOT, GateServer, password_of, record
 from dpoflow.contracts.results import Gate
 from dpoflow.pages import document, table
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # a server and a browser
+pytestmark = pytest.mark.full
 
 PICTURES = ROOT / "build" / "screenshots"
 MODEL = "small"

@@ -12,6 +12,7 @@ import requests
 from kfp import compiler, dsl
 from tests import images
 from tests.e2e.job import SmallJob, summary
+from tests.patience import PATIENCE_S
 from tests.seaweed import free_port
 from tests.tiny import tiny_folder
 
@@ -199,7 +200,7 @@ def test_a_container_that_ends_badly_is_a_failed_run_with_its_cause(
         component(root=root).set_retry(num_retries=0)  # type: ignore[operator]
 
     def remove() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "there").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         images.podman("rm", "--force", *left_over(tmp_path / "runs" / "one"))
@@ -271,11 +272,11 @@ def test_the_main_job_runs_in_containers_and_goes_on_where_it_was_killed(
 ) -> None:
     command = ("run", job.spec, "--home", str(tmp_path), "--on", "containers")
     process = job.start(*command)
-    job.wait_for(process, tmp_path, "train", phase="train", done=2, within_s=800)
+    job.wait_for(process, tmp_path, "train", phase="train", done=2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     [run_dir] = (tmp_path / "runs").iterdir()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while _running(run_dir):
         assert time.monotonic() < deadline, "a task outlives its runner"
         time.sleep(0.2)
@@ -303,9 +304,9 @@ def test_the_main_job_runs_in_containers_and_goes_on_where_it_was_killed(
 
 def test_what_is_stopped_leaves_no_container(job: SmallJob, tmp_path: Path) -> None:
     process = job.start("run", job.spec, "--home", str(tmp_path), "--on", "containers")
-    job.wait_for(process, tmp_path, "validate", within_s=400)
+    job.wait_for(process, tmp_path, "validate")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "the same command continues the run" in err
@@ -341,7 +342,7 @@ def test_the_servers_image_serves_and_its_gate_asks_who_is_there() -> None:
 
 
 def _answer(url: str, name: str) -> int:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             return requests.get(url, timeout=10).status_code

@@ -26,6 +26,7 @@ from tests.gate import (
     record,
     sentence,
 )
+from tests.patience import PATIENCE_S
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
@@ -37,8 +38,6 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 EVERYBODY = sorted(PEOPLE)
 NOT_THE_PROMOTER = [user for user in EVERYBODY if user != "prom"]
 NOT_A_REVIEWER = [user for user in EVERYBODY if "reviewer" not in PEOPLE[user]]
-
-pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
@@ -834,7 +833,7 @@ def test_a_file_that_arrives_after_its_folder_was_sealed_is_not_kept(server: Gat
     def body() -> Iterator[bytes]:
         yield b"other "
         ready.set()
-        assert sealed.wait(100)
+        assert sealed.wait(PATIENCE_S)
         yield b"weights"
 
     def put() -> None:
@@ -848,7 +847,7 @@ def test_a_file_that_arrives_after_its_folder_was_sealed_is_not_kept(server: Gat
     place.append(f"{ARTIFACTS}/{experiment}/models/{model_id}/artifacts/model/config.json")
     thread = threading.Thread(target=put)
     thread.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_S)
     from dpoflow.registry.versions import evidence_tag
 
     ada.post(f"{API}/registered-models/create", name=name)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes.openai_server import Action, Cut, Garbage, Hang, Refuse, Say, ScriptedServer
 from tests.judging import config, dice, honest
+from tests.patience import PATIENCE_S
 
 COUPLES = 2500
 """Each is judged in both orders."""
@@ -107,11 +108,10 @@ def kept_keys(kept: Path) -> set[str]:
 
 
 def finished(process: "subprocess.Popen[bytes]") -> None:
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said.decode()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "many", [400, pytest.param(COUPLES, marks=pytest.mark.full)], ids=["800", "5000"]
 )

@@ -19,6 +19,7 @@ from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.forked import dpoflow_command
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
+from tests.patience import PATIENCE_S
 from tests.promoter import started
 from tests.tiny import tiny_folder
 
@@ -29,7 +30,7 @@ from dpoflow.registry.promotion import Due, Outcome, promote_due
 from dpoflow.registry.pull import Pulled, pull
 from dpoflow.registry.team import Team, team_server
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]  # the server starts for half a minute
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def dpoflow(server: GateServer, user: str, *arguments: str) -> "subprocess.Compl
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.5)

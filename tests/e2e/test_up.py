@@ -16,7 +16,7 @@ import requests
 from tests.gate import API, GATE, ROOT, own_path
 from tests.seaweed import free_port
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]  # the server starts twice
+pytestmark = pytest.mark.full
 
 
 class Up:

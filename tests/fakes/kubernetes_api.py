@@ -25,6 +25,7 @@ from kubeflow_trainer_api.models import (  # type: ignore[import-untyped]
     trainer_v1alpha1_train_job,
 )
 from tests.fakes.served import Served
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +195,7 @@ class FakeCluster(Served):
 
     def await_job(self) -> str:
         """The name of the first job, once it is there."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not self.jobs:
             assert time.monotonic() < deadline
             time.sleep(0.02)

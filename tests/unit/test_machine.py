@@ -65,9 +65,8 @@ def test_a_containers_share_of_processors_is_its_cgroups(
         (tmp_path / name).write_text(f"{text}\n")
     everywhere = machine.processors(tmp_path / "none")
 
-    assert machine.processors(tmp_path) == (
-        everywhere if quota is None else min(everywhere, 2, -(-quota // 1))
-    )
+    share = everywhere if quota is None else math.ceil(quota)
+    assert machine.processors(tmp_path) == min(everywhere, share)
 
 
 def test_torch_takes_the_threads_of_a_pods_share_and_the_users_before_that() -> None:

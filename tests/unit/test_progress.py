@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.patience import PATIENCE_S, wait_until
 
 from dpoflow.state import events as events_module
 from dpoflow.state import files
@@ -121,13 +122,18 @@ def test_an_attempt_that_is_tried_again_is_told_with_its_reason(tmp_path: Path) 
     def record(**more: object) -> None:
         told = TaskRecord.model_validate({"name": "synthesize", "started": time.time(), **more})
         files.write_text(tmp_path / "tasks" / "synthesize.json", told.model_dump_json())
-        time.sleep(0.6)  # kfp waits a second before it tries again
+
+    def wait_for_lines(number: int) -> None:
+        wait_until(lambda: len(out.getvalue().splitlines()) == number, f"line {number}")
 
     away = {"error_type": "ServiceUnavailable", "error": "the judge is away"}
     with following(Console(file=out, width=200), tmp_path, ["synthesize"]):
         record(state="RUNNING")
+        wait_for_lines(1)
         record(state="FAILED", ended=time.time(), **away)
+        wait_for_lines(3)
         record(state="RUNNING", attempt=2)
+        wait_for_lines(4)
         record(state="FAILED", ended=time.time(), attempt=3, **away)
 
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
@@ -157,7 +163,7 @@ def test_where_there_is_no_terminal_lines_come_in_order_and_with_the_loss(
         record(state="RUNNING")
         events.metrics(7, {"train/loss": 0.6104}, phase="training")
         events.progress("training", 7, 20, unit="updates")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while "7/20" not in out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.05)
         events.say("writing the policy")

@@ -189,10 +189,10 @@ def test_a_bad_pattern_is_refused_where_it_is_written(pattern: str, why: str) ->
 def test_a_slow_pattern_meets_a_bounded_text() -> None:
     slow = check("regex", pattern=r"\w+\d+!")
 
-    began = time.perf_counter()
+    began = time.process_time()
     assert score(slow, "", "a" * 10_000_000) == 0.0
 
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

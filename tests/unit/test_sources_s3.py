@@ -15,6 +15,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from pydantic import ValidationError
+from tests.patience import PATIENCE_S
 from tests.seaweed import BUCKET, KEY, SECRET, Line, SeaweedFS
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
@@ -26,7 +27,6 @@ from dpoflow.sources.downloads import RemoteFile, download
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.events import Events, read_events
 
-pytestmark = pytest.mark.timeout(180)
 MIB = 1 << 20
 
 
@@ -186,7 +186,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
     time.sleep(1)
     server.start()
     line.pause_s = 0
-    worker.join(timeout=120)
+    worker.join(PATIENCE_S)
 
     assert told == [whole]
 

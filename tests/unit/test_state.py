@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract
@@ -309,7 +310,7 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
-def _eventually(look: Callable[[], str], seconds: float = 10.0) -> str:
+def _eventually(look: Callable[[], str], seconds: float = PATIENCE_S) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from tests.patience import PATIENCE_S
 from tests.tiny import CHATML, WORDS, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 from tests.training import FAST, Job
 from torch import Tensor
@@ -371,7 +372,7 @@ def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method
 
     victim = child(job, config, "killed")
     checkpoints = job.folder / "state" / "killed" / "work" / "checkpoints"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not [*checkpoints.glob("update-*")] and time.monotonic() < deadline:
         assert victim.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
@@ -393,13 +394,13 @@ def test_sigterm_keeps_the_update_at_hand_and_the_same_call_goes_on(tmp_path: Pa
     whole = job.run(config, "whole")
 
     victim = child(job, config, "stopped")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     log = job.folder / "state" / "stopped" / "events.jsonl"
     while (not log.exists() or "train/loss" not in log.read_text()) and time.monotonic() < deadline:
         assert victim.poll() is None, "it ended before it could be stopped"
         time.sleep(0.01)
     victim.send_signal(signal.SIGTERM)
-    _, said = victim.communicate(timeout=60)
+    _, said = victim.communicate(timeout=PATIENCE_S)
 
     assert "stopped by SIGTERM after update" in said.decode()
     result = job.run(config, "stopped")
@@ -436,7 +437,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_same_call_goes_on(tmp_pa
     whole = job.run(FAST, "whole")
     size = (job.model / "model.safetensors").stat().st_size
 
-    _, said = child(job, FAST, "full", limit=size + 100_000).communicate(timeout=60)
+    _, said = child(job, FAST, "full", limit=size + 100_000).communicate(timeout=PATIENCE_S)
 
     assert "update-3 could not be written" in said.decode()  # weights fit, moments do not
     assert "make room, and the same command goes on" in said.decode()

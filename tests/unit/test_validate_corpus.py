@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
+from tests.patience import PATIENCE_S
 from tests.tiny import tiny_tokenizer
 from tests.workshop import Workshop, row, rows
 
@@ -218,7 +219,7 @@ def test_a_question_without_blanks_between_its_words_is_found_inside_another(
     assert seen.codes == {"x.jsonl:1": "contaminated"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.lists(st.sampled_from("abc"), max_size=30), max_size=3), max_size=6))
 def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]]) -> None:
     held = Evaluations()
@@ -513,7 +514,7 @@ def voted(first: str, second: str, votes: dict[str, int]) -> PreferencePair:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), min_size=2), min_size=2))
 def test_kappas_are_scikit_learns(table: list[dict[str, int]]) -> None:
     told = agreement_of(lambda: (said(voted("x", "y", votes)) for votes in table))
@@ -646,19 +647,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("told", "most"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 10**6)]
-)
-def test_a_container_with_a_share_of_a_machine_starts_so_many_processes(
-    tmp_path: Path, told: str, most: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(told)
-
-    everywhere = crew.processors(tmp_path / "absent")
-
-    assert crew.processors(tmp_path / "cpu.max") == min(everywhere, most)
-
-
 def test_no_process_outlives_a_step_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text(CHILD)
@@ -675,6 +663,6 @@ def test_no_process_outlives_a_step_that_is_killed(tmp_path: Path) -> None:
         workers = psutil.Process(child.pid).children(recursive=True)
         child.kill()
 
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
     assert len(workers) >= 2
     assert alive == []

@@ -146,7 +146,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(TEXTS, max_size=24), least=st.floats(0.5, 1))
 def test_clusters_are_the_connected_components_of_what_is_near(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], least: float
@@ -158,7 +158,7 @@ def test_clusters_are_the_connected_components_of_what_is_near(
     assert found == by_brute_force(texts, least)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.lists(WORDS, min_size=5, max_size=40).map(" ".join),
     edits=st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["", "x", "the "])), max_size=6),
@@ -245,7 +245,7 @@ def test_what_is_joined_for_another_reason_stays_so(tmp_path: Path) -> None:
     assert clustered(["alone"], 0.8, tmp_path) == [0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(TEXTS, min_size=2, max_size=8), bits=st.sampled_from([64, 256, 1024]))
 def test_sketches_never_differ_in_more_bits_than_texts_do_in_runs(
     texts: list[str], bits: int

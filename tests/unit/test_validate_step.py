@@ -89,7 +89,8 @@ def test_pairs_and_prompts_of_several_files_meet_in_one_set(workshop: Workshop) 
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    suppress_health_check=list(HealthCheck),
 )
 @given(
     lines=st.lists(

@@ -19,8 +19,8 @@ _THREADS = "OMP_NUM_THREADS"
 _OURS = "DPOFLOW_OMP_NUM_THREADS"
 """What we set the variable to: another value is somebody's wish."""
 SPIN_COUNT = "3000"
-"""How often a thread looks before it sleeps: often enough for a neighbour that is about to come, too
-seldom to keep its processor from one that has none. Chosen by `make bench-busy`."""
+"""How often a thread looks before it sleeps: often enough for one that is about to come, too seldom
+to keep a processor from one that has none. Chosen by `make bench-busy`."""
 
 
 def processors(cgroup: Path = _CGROUP) -> int:
