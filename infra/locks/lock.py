@@ -1,6 +1,6 @@
 """Whether everything installed here is pinned, and pinned to what is installed.
 
-Reads   py311.txt beside this file, and the distributions this Python sees
+Reads   constraints.txt beside this file, and the distributions this Python sees
 Gives   one line and exit 0, or one line a fault and exit 1; `--add` writes missing pins instead
 Not     installing: infra/local/set_up.py
 """
@@ -10,7 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-LOCK = Path(__file__).parent / "py311.txt"
+LOCK = Path(__file__).parent / "constraints.txt"
 OURS = "dpoflow"
 
 
