@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check images clean
+.PHONY: help setup demo up down test test-full smoke-pythons check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate attack gpu-check images clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -41,6 +41,9 @@ check: setup ## Lint, format, types and lock; rewrites nothing
 fix: setup ## What ruff can mend by itself
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+smoke-pythons: setup ## The tiny pipeline and parity on every other Python here, in build/pythons; ARGS="3.13"
+	@bash infra/local/pythons.sh $(ARGS)
 
 parity: setup ## Our losses, gradients and metrics beside those of TRL 1.16, every case
 	$(PYTEST) -p tests.no_skips tests/parity

@@ -29,14 +29,15 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "infra" / "locks" / "constraints.txt"
-ENVIRONMENT = ROOT / ".venv"
+ENVIRONMENT = ROOT / os.environ.get("DPOFLOW_ENVIRONMENT", ".venv")
+"""`.venv`; another for each Python that pythons.sh tries."""
 PYTHON = ENVIRONMENT / "bin" / "python"
 STAMP = ENVIRONMENT / "dpoflow-setup.json"
 HALF_A_STAMP = ENVIRONMENT / "dpoflow-setup.json.new"
 SITE_PACKAGES = (
     ENVIRONMENT / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 )
-DISCARDED = ROOT / ".venv.discarded"
+DISCARDED = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}.discarded")
 HAS_ENSUREPIP = importlib.util.find_spec("ensurepip") is not None
 
 CPU_INDEX = os.environ.get("DPOFLOW_TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
@@ -122,7 +123,7 @@ def prepare(state: dict[str, str]) -> None:
     elif state.get("files") == UNFINISHED:
         keep_what_is_whole()
     enough_room(CPU)
-    say(1, f"environment .venv with Python {sys.version.split()[0]}")
+    say(1, f"environment {ENVIRONMENT.name} with Python {sys.version.split()[0]}")
     ENVIRONMENT.mkdir(exist_ok=True)
     write_stamp({"place": place(), "files": UNFINISHED})
     if not usable():
@@ -379,7 +380,8 @@ def stop(why: str) -> NoReturn:
 @contextlib.contextmanager
 def lock() -> Iterator[int]:
     """Held while .venv changes; gives the descriptor. A second set-up waits for the first."""
-    with (ROOT / ".venv.lock").open("w") as file:
+    ENVIRONMENT.parent.mkdir(parents=True, exist_ok=True)
+    with ENVIRONMENT.with_name(f"{ENVIRONMENT.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

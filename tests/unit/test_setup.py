@@ -395,6 +395,107 @@ def run_setup(project: Path, **environment: str) -> "subprocess.CompletedProcess
     )
 
 
+# ---------------------------------------------------------------- which Python
+
+
+class Machine:
+    """One with the commands that setup.sh needs, and the Pythons that a test puts there."""
+
+    def __init__(self, project: Path, folder: Path) -> None:
+        self._project, self.home = project, folder / "home"
+        self._bin = folder / "bin"
+        self._bin.mkdir()
+        for name in ("bash", "dirname", "sed"):
+            found = shutil.which(name)
+            assert found
+            (self._bin / name).symlink_to(found)
+        told = "import os\nprint(os.environ['WHICH'])\n"
+        (project / "infra" / "local" / "set_up.py").write_text(told)
+
+    def has(self, name: str, *, without: str = "never") -> None:
+        """A Python of that name, or path from home, that fails where that word is in its code."""
+        place = self.home / name if "/" in name else self._bin / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(
+            f'#!{self._bin}/bash\nif [[ "$*" == *"{without}"* ]]; then exit 127; fi\n'
+            f'WHICH="{name}" exec "{sys.executable}" "$@"\n'
+        )
+        place.chmod(0o755)
+
+    def picks(self, **environment: str) -> str:
+        """The Python that set_up.py runs with; else what is said on standard error."""
+        done = subprocess.run(
+            [self._bin / "bash", "infra/local/setup.sh"],
+            cwd=self._project,
+            env={"PATH": str(self._bin), "HOME": str(self.home), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip() or done.stderr.strip()
+
+
+@pytest.fixture
+def machine(project: Path, tmp_path: Path) -> Machine:
+    return Machine(project, tmp_path)
+
+
+def test_python_3_11_comes_first_then_newer_ones_then_whatever_is_python3(machine: Machine) -> None:
+    picked = []
+    for name in ("python", "python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+        machine.has(name)
+        picked.append(machine.picks())
+
+    assert picked == ["python", "python3", "python3.14", "python3.13", "python3.12", "python3.11"]
+
+
+def test_a_shim_that_starts_nothing_gives_way(machine: Machine) -> None:
+    machine.has("python3.11", without="")
+    machine.has("python3")
+
+    assert machine.picks() == "python3"
+
+
+def test_a_python_without_pip_gives_way_to_one_with(machine: Machine) -> None:
+    machine.has("python3.11", without="import venv")
+    assert machine.picks() == "python3.11"  # alone: set_up.py says what is missing
+
+    machine.has("python3.13")
+    assert machine.picks() == "python3.13"
+
+
+@pytest.mark.parametrize(
+    "place", [".pyenv/versions/3.13.0", ".local/share/uv/python/cpython-3.12.9-linux-x86_64-gnu"]
+)
+def test_what_version_managers_keep_beside_path_is_found(machine: Machine, place: str) -> None:
+    machine.has("python3.12", without="")
+    machine.has(f"{place}/bin/python3")
+
+    assert machine.picks() == f"{place}/bin/python3"
+
+
+def test_the_python_that_made_venv_stays_though_another_came(
+    machine: Machine, project: Path
+) -> None:
+    machine.has("python3.11")
+    machine.has("own/python3.13")
+    (project / ".venv").mkdir()
+    made = f"home = /x\nversion = 3.13.0\nexecutable = {machine.home}/own/python3.13\n"
+    (project / ".venv" / "pyvenv.cfg").write_text(made)
+
+    assert machine.picks() == "own/python3.13"
+    assert machine.picks(DPOFLOW_PYTHON="python3.11") == "python3.11"
+
+
+def test_no_python_at_all_is_one_line_with_a_way_out(machine: Machine) -> None:
+    machine.has("python3", without="")
+
+    said = machine.picks()
+
+    assert said.startswith("make setup: no Python 3.11 to 3.14 here; install one")
+    assert "\n" not in said
+
+
 # ---------------------------------------------------------------- what a killed pip leaves
 
 
