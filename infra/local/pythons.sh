@@ -6,11 +6,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 shopt -s nullglob
 tests=(tests/e2e/test_align.py::test_every_task_ran_and_the_summary_says_so tests/parity)
-uv=${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/uv/python}
+uv=${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-${HOME:-}/.local/share}/uv/python}
 
 find_python() { # python3.13 that is a Python 3.13, on PATH or where pyenv and uv put it
   local candidate
-  for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python3 "$uv/cpython-$1".*/bin/python3; do
+  for candidate in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/python3 "$uv/cpython-$1".*/bin/python3; do
     if "$candidate" -I -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
       echo "$candidate"
       return

@@ -72,8 +72,7 @@ def main() -> None:
             return
         started = time.monotonic()
         prepare(state)
-        with downloads() as folder:
-            install(Pip(PYTHON, lock=held, temporary=folder))
+        install(Pip(PYTHON, lock=held))
         write_stamp(wanted())
         print(f"make setup: done in {time.monotonic() - started:.0f} s")
 
@@ -122,7 +121,7 @@ def prepare(state: dict[str, str]) -> None:
         shutil.rmtree(DISCARDED)
     elif state.get("files") == UNFINISHED:
         keep_what_is_whole()
-    enough_room(CPU)
+    room(CPU)
     say(1, f"environment {ENVIRONMENT.name} with Python {sys.version.split()[0]}")
     ENVIRONMENT.mkdir(exist_ok=True)
     write_stamp({"place": place(), "files": UNFINISHED})
@@ -168,22 +167,27 @@ def create() -> None:
     if HAS_ENSUREPIP:
         return
     # Debian ships ensurepip apart; its pip can put another one into an environment.
-    own = [sys.executable, "-I", "-m", "pip", "--python", str(PYTHON)]
-    own += ["--disable-pip-version-check", "install", "--quiet", f"pip=={pinned('pip')}"]
-    if subprocess.run(own, check=False, capture_output=True).returncode:
+    if importlib.util.find_spec("pip") is None:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         stop(f"{sys.executable} has no pip to give; Debian: apt-get install python{version}-venv")
+    own = [sys.executable, "-I", "-m", "pip", "--python", str(PYTHON)]
+    own += ["--disable-pip-version-check", "install", "--quiet", f"pip=={pinned('pip')}"]
+    if subprocess.run(own, check=False).returncode:
+        stop("pip could not give .venv a pip, see above")
 
 
 # ---------------------------------------------------------------- where it all goes
 
 
 @contextlib.contextmanager
-def downloads() -> Iterator[str]:
-    """A folder for pip's downloads; the stamp names it, for the next set-up to take away."""
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+def downloads(pip: "Pip", size: Size, note: str = "") -> Iterator[None]:
+    """A folder for what `pip` downloads; the stamp names it, for the next set-up to take away."""
+    parent, spare_gb = room(size, note)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as folder:
         write_stamp({"place": place(), "files": UNFINISHED, "downloads": folder})
-        yield folder
+        pip.temporary, pip.caches = folder, spare_gb > size.downloads
+        yield
+    write_stamp({"place": place(), "files": UNFINISHED})
 
 
 def discard_downloads(state: dict[str, str]) -> None:
@@ -193,21 +197,25 @@ def discard_downloads(state: dict[str, str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def enough_room(size: Size, note: str = "") -> float:
-    """Stop where a disk lacks room for what is to come; gives what stays free beside .venv."""
+def room(size: Size, note: str = "") -> tuple[Path, float]:
+    """Where downloads have room beside what .venv still takes, and what its disk has to spare then.
+
+    /tmp is often small, and in memory: then they lie in .venv for a while. Stops where neither
+    has the room.
+    """
     there = ENVIRONMENT if ENVIRONMENT.exists() else ROOT
     temporary = Path(tempfile.gettempdir())
-    needs = [
-        (there, size.environment - held_gb(), "for .venv"),
-        (temporary, size.downloads, "for downloads (TMPDIR names another folder)"),
-    ]
-    if there.stat().st_dev == temporary.stat().st_dev:  # then they add up
-        needs = [(there, needs[0][1] + needs[1][1], f"{needs[0][2]} and {needs[1][2]}")]
-    for folder, gigabytes, purpose in needs:
-        if free_gb(folder) < gigabytes:
-            has = f"{folder} has {free_gb(folder):.1f} GB free"
-            stop(f"{has}, {gigabytes:.1f} GB are needed {purpose}{note and f'; {note}'}")
-    return free_gb(there) - needs[0][1]
+    missing_gb = max(0.0, size.environment - held_gb())
+    for folder in (temporary, there):
+        together = folder.stat().st_dev == there.stat().st_dev
+        spare_gb = free_gb(there) - missing_gb - (size.downloads if together else 0)
+        if spare_gb >= 0 and (together or free_gb(folder) >= size.downloads):
+            return folder, spare_gb
+    return stop(
+        f"{there} has {free_gb(there):.1f} GB free and {temporary} {free_gb(temporary):.1f} GB;"
+        f" {missing_gb:.1f} GB are needed for .venv and {size.downloads} GB for downloads (TMPDIR"
+        f" names another folder){note and f'; {note}'}"
+    )
 
 
 def free_gb(folder: Path) -> float:
@@ -232,22 +240,28 @@ def install(pip: "Pip") -> None:
     bare = [each for name in NO_DEPENDENCIES for each in extras[name]]
 
     say(2, f"pip {pinned('pip')}")
-    pip.install("--upgrade", f"pip=={pinned('pip')}")
+    with downloads(pip, CPU):
+        pip.install("--upgrade", f"pip=={pinned('pip')}")
     if not pip.has("torch", pinned("torch")):
-        say(3, f"torch {pinned('torch')}")
+        install_torch(pip)
+    say(4, "what the steps, pipelines and tests need, as infra/locks pins it: some minutes")
+    with downloads(pip, CPU):
+        pip.install(*sorted(set(needed)))
+        say(5, f"dpoflow itself, and {' and '.join(bare)} by themselves")
+        # Without isolation: the build backend is installed by now, at the version the lock names.
+        pip.install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        pip.install("--no-deps", *bare)
+
+
+def install_torch(pip: "Pip") -> None:
+    """The build that suits this machine."""
+    say(3, f"torch {pinned('torch')}")
+    with downloads(pip, CPU):  # where an index has no metadata, pip reads it in the wheel
         chosen = choose_torch(pip, f"torch=={pinned('torch')}", gpu=has_gpu())
-        spare_gb = enough_room(chosen.size, chosen.note)
+    with downloads(pip, chosen.size, chosen.note):
         if chosen.note:
             print(f"make setup: {chosen.note}. Going on with them", flush=True)
-        if spare_gb < chosen.size.downloads:
-            pip.keep_no_cache()
         pip.install(*chosen.arguments)
-    say(4, "what the steps, pipelines and tests need, as infra/locks pins it: some minutes")
-    pip.install(*sorted(set(needed)))
-    say(5, f"dpoflow itself, and {' and '.join(bare)} by themselves")
-    # Without isolation: the build backend is installed by now, at the version the lock names.
-    pip.install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    pip.install("--no-deps", *bare)
 
 
 def pinned(name: str) -> str:
@@ -261,24 +275,22 @@ def pinned(name: str) -> str:
 class Pip:
     """The pip of one environment, under the lock file's constraints and quiet but for errors."""
 
-    def __init__(
-        self, python: Path, *, lock: int | None = None, temporary: str | None = None
-    ) -> None:
+    temporary: str | None = None
+    """Where it puts downloads; TMPDIR as it is where that is not said."""
+    caches = True
+    """Whether it keeps a second copy of them for later set-ups."""
+
+    def __init__(self, python: Path, *, lock: int | None = None) -> None:
         self._python = [str(python), "-I"]
         self._install = [*self._python, "-m", "pip", "--disable-pip-version-check", "install"]
         # Errors only: pip warns once a package for each index that does not hold it.
         self._install += ["--quiet", "--quiet", "--no-input", "--constraint", str(LOCK)]
         self._inherited = [] if lock is None else [lock]
-        self._environment = {**os.environ, **({"TMPDIR": temporary} if temporary else {})}
 
     def install(self, *arguments: str) -> None:
         """Install, or stop: pip's own words stand above ours."""
         if self._run([*self._install, *arguments]).returncode:
             stop("pip could not install that, see above; the next make setup goes on from here")
-
-    def keep_no_cache(self) -> None:
-        """pip keeps a second copy of what it downloads: not where the disk is nearly full."""
-        self._install.append("--no-cache-dir")
 
     def plan(self, *arguments: str) -> tuple[dict[str, str], str]:
         """Name to version of all pip would fetch, from metadata alone; else its first error."""
@@ -300,9 +312,14 @@ class Pip:
     def _run(
         self, command: list[str], *, capture_output: bool = False
     ) -> "subprocess.CompletedProcess[str]":
+        environment = dict(os.environ)
+        if self.temporary:
+            environment["TMPDIR"] = self.temporary
+        if not self.caches:
+            environment["PIP_NO_CACHE_DIR"] = "1"
         return subprocess.run(
             command,
-            env=self._environment,
+            env=environment,
             pass_fds=self._inherited,
             capture_output=capture_output,
             text=True,

@@ -27,9 +27,9 @@ fi
 # The Python that made .venv, lest one that was installed since makes it anew. Then 3.11, with which
 # the images run and most is tested, and newer ones. Last what pyenv and uv put where PATH does not look.
 made=$(sed -n 's/^executable = //p' "${DPOFLOW_ENVIRONMENT:-.venv}/pyvenv.cfg" 2>/dev/null || true)
-uv=${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/uv/python}
+uv=${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-${HOME:-}/.local/share}/uv/python}
 candidates=(${made:+"$made"} python3.11 python3.12 python3.13 python3.14 python3 python
-  "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[1-4].*/bin/python3 "$uv"/cpython-3.1[1-4]*/bin/python3)
+  "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.1[1-4].*/bin/python3 "$uv"/cpython-3.1[1-4]*/bin/python3)
 half=
 for candidate in "${candidates[@]}"; do
   if ! fits "$candidate"; then continue; fi

@@ -296,8 +296,8 @@ def test_no_torch_anywhere_is_one_line_with_pips_reason(
 def test_too_little_room_is_said_before_anything_is_made(set_up: ModuleType, project: Path) -> None:
     size = set_up.Size(environment=99_999_999, downloads=1)
 
-    with pytest.raises(SystemExit, match=r"GB free, \d+\.0 GB are needed for .venv") as stop:
-        set_up.enough_room(size, "CUDA takes most of it")
+    with pytest.raises(SystemExit, match=r"GB free .* \d+\.0 GB are needed for \.venv") as stop:
+        set_up.room(size, "CUDA takes most of it")
 
     assert str(stop.value).endswith("; CUDA takes most of it")
     assert not (project / ".venv").exists()
@@ -309,9 +309,23 @@ def test_what_goes_to_one_disk_adds_up(
     monkeypatch.setattr(tempfile, "tempdir", str(project))
     free = shutil.disk_usage(project).free / 1e9
 
-    set_up.enough_room(set_up.Size(environment=free / 2, downloads=free / 4))
-    with pytest.raises(SystemExit, match=r"for \.venv and for downloads \(TMPDIR names another"):
-        set_up.enough_room(set_up.Size(environment=free, downloads=free / 4))
+    set_up.room(set_up.Size(environment=free / 2, downloads=free / 4))
+    with pytest.raises(SystemExit, match="for downloads \\(TMPDIR names another folder"):
+        set_up.room(set_up.Size(environment=free / 2, downloads=free * 0.75))
+
+
+def test_downloads_lie_in_venv_where_tmp_is_another_disk_and_small(
+    set_up: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux' own small disk in memory is such a /tmp."""
+    memory = Path("/dev/shm")  # noqa: S108
+    monkeypatch.setattr(tempfile, "tempdir", str(memory))
+    monkeypatch.setattr(set_up, "free_gb", {memory: 2.0, project: 12.0}.__getitem__)
+
+    assert set_up.room(set_up.Size(environment=8, downloads=1)) == (memory, 4)
+    assert set_up.room(set_up.Size(environment=8, downloads=3)) == (project, 1)
+    with pytest.raises(SystemExit, match=r"has 12\.0 GB free and /dev/shm 2\.0 GB"):
+        set_up.room(set_up.Size(environment=10, downloads=3))
 
 
 def test_what_is_in_place_needs_no_room_again(set_up: ModuleType, project: Path) -> None:
