@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-full check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate bench-start attack gpu-check images clean
+.PHONY: help setup demo up down test test-full smoke-pythons check fix parity bench bench-train bench-scale bench-synthesize bench-data bench-evaluate bench-gate bench-start bench-busy attack gpu-check images clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -42,6 +42,9 @@ fix: setup ## What ruff can mend by itself
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+smoke-pythons: setup ## The tiny pipeline and parity on every other Python here, in build/pythons; ARGS="3.13"
+	@bash infra/local/pythons.sh $(ARGS)
+
 parity: setup ## Our losses, gradients and metrics beside those of TRL 1.16, every case
 	$(PYTEST) -p tests.no_skips tests/parity
 
@@ -70,6 +73,9 @@ bench-gate: setup ## Ordinary MLflow writes with the gate and without; build/ben
 
 bench-start: setup ## What a run pays for starting its tasks, beside kfp.local; build/bench/start.json
 	$(PYTHON) -m tests.bench.bench_start $(ARGS)
+
+bench-busy: setup ## Sampling, training, evaluation beside busy loops; build/bench/busy.json
+	$(PYTHON) -m tests.bench.bench_busy $(ARGS)
 
 images: setup ## The container images, by podman or docker; ARGS="cpu --push REGISTRY", "--dry-run"
 	$(PYTHON) infra/images/build.py $(ARGS)

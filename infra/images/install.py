@@ -1,6 +1,6 @@
 """Inside an image that is being built: our wheel, and /opt/dpoflow with what one image needs.
 
-Reads   pyproject.toml, infra/locks/py311.txt; pip's own settings say where packages come from
+Reads   pyproject.toml, infra/locks/constraints.txt; pip's own settings say where packages come from
 Gives   `install.py wheel`: /opt/build with the build's tools, and our wheel in it
         `install.py cpu|gpu|mlflow`: /opt/dpoflow without pip, and in its share/sbom a list of its
         parts (CycloneDX)
@@ -65,7 +65,9 @@ def install(image: str) -> None:
     pip, extras = environment(ENVIRONMENT), project()
     needed = [each for name in ("", *EXTRAS[image]) for each in extras[name]]
     if any(each.startswith("torch") for each in needed):
-        pip.install(*choose_torch(pip, f"torch=={pinned('torch')}", gpu=image == "gpu"))
+        chosen = choose_torch(pip, f"torch=={pinned('torch')}", gpu=image == "gpu")
+        print(chosen.note)
+        pip.install(*chosen.arguments)
     pip.install(*needed)
     pip.install("--no-deps", "--no-index", *map(str, sorted(WHEELS.glob("*.whl"))))
     run(ENVIRONMENT, "-m", "pip", "uninstall", "--quiet", "--yes", "pip")

@@ -1,6 +1,6 @@
 """Whether everything installed here is pinned, and pinned to what is installed.
 
-Reads   py311.txt beside this file, and the distributions this Python sees
+Reads   constraints.txt beside this file, and the distributions this Python sees
 Gives   one line and exit 0, or one line a fault and exit 1; `--add` writes missing pins instead
 Not     installing: infra/local/set_up.py
 """
@@ -10,8 +10,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-LOCK = Path(__file__).parent / "py311.txt"
+LOCK = Path(__file__).parent / "constraints.txt"
 OURS = "dpoflow"
+OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
+"""What a CUDA build of torch brings, and pins itself: each build others, by the same names."""
 
 
 def canonical(name: str) -> str:
@@ -27,9 +29,13 @@ def pins(text: str) -> dict[str, str]:
 
 
 def installed() -> dict[str, str]:
-    """Name to public version of every distribution; `2.13.0+cpu` counts as `2.13.0`."""
+    """Name to public version of what the lock must pin; `2.13.0+cpu` counts as `2.13.0`."""
     found = {canonical(each.name): each.version for each in metadata.distributions()}
-    return {name: version.partition("+")[0] for name, version in found.items() if name != OURS}
+    return {
+        name: version.partition("+")[0]
+        for name, version in found.items()
+        if name != OURS and not OF_TORCH.match(name)
+    }
 
 
 def faults(found: dict[str, str], pinned: dict[str, str]) -> list[str]:

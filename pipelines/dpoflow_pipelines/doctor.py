@@ -48,10 +48,10 @@ def show(console: Console, findings: Iterable[Finding]) -> int:
 def _findings(home: Path) -> Iterator[Finding]:
     version = sys.version_info
     yield (
-        (3, 11) <= version[:2] < (3, 13),
+        (3, 11) <= version[:2] < (3, 15),
         "Python",
         f"{version[0]}.{version[1]}.{version[2]}",
-        "install Python 3.11",
+        "install Python 3.11 to 3.14, then make setup",
     )
     for package in _NEEDED:
         try:

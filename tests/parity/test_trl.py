@@ -47,7 +47,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _trl_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def _trl_in_float64(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TRL's head adds up in float32, which is 4e-7 of the loss; here it adds up in float64."""
     from trl.kernels import chunked_logprob  # type: ignore[import-untyped]
     from trl.trainer import utils  # type: ignore[import-untyped]
@@ -56,7 +56,9 @@ def _trl_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     wider = text.replace("torch.float32", "torch.float64").replace(".float()", ".double()")
     assert wider != text
     module: dict[str, Any] = {"__name__": "trl.kernels.wider", "__package__": "trl.kernels"}
-    exec(wider, module)  # noqa: S102  # TRL's own text, a type changed
+    file = tmp_path / "wider.py"  # triton, where torch brings it, reads a kernel's lines there
+    file.write_text(wider, "utf-8")
+    exec(compile(wider, file, "exec"), module)  # noqa: S102  # TRL's own text, a type changed
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", module["ChunkedLogProbFunction"])
 
 

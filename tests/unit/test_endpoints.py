@@ -6,7 +6,7 @@ import re
 import socket
 import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -373,14 +373,14 @@ def test_an_answer_is_on_the_disk_before_anybody_uses_it(tmp_path: Path) -> None
     async def run() -> list[tuple[str]]:
         with Cache(tmp_path / "kept", "me") as cache:
             await cache.keep(request, reply, 0.5)
-            with sqlite3.connect(tmp_path / "kept") as other:
+            with closing(sqlite3.connect(tmp_path / "kept")) as other:
                 return other.execute("SELECT reply FROM replies").fetchall()
 
     assert asyncio.run(run()) == [(reply.model_dump_json(),)]
 
 
 def test_answers_of_another_layout_are_left_alone(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "kept") as old:
+    with closing(sqlite3.connect(tmp_path / "kept")) as old:
         old.execute("PRAGMA user_version = 99")
     before = (tmp_path / "kept").read_bytes()
 
@@ -417,7 +417,7 @@ def test_a_full_disk_is_told_and_what_was_paid_is_kept(tmp_path: Path) -> None:
         raise AssertionError("the disk was never full")
 
     kept = asyncio.run(run())
-    with sqlite3.connect(tmp_path / "kept") as database:
+    with closing(sqlite3.connect(tmp_path / "kept")) as database:
         assert database.execute("SELECT COUNT(*) FROM replies").fetchone() == (kept,)
 
 

@@ -23,7 +23,11 @@ KEY = b"k" * 32
 
 def log_in(folder: Path, key: bytes = KEY) -> audit.Log:
     log = audit.Log(audit.engine_of(f"sqlite:///{folder}/log.db"), key)
-    log.prepare()
+    try:
+        log.prepare()
+    except BaseException:
+        log.engine.dispose()
+        raise
     return log
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,9 +150,16 @@ class Court:
 
 
 @pytest.fixture
-def court(tmp_path: Path) -> Court:
-    log = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
-    log.prepare()
+def log(tmp_path: Path) -> Iterator[audit.Log]:
+    """An empty one."""
+    made = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
+    made.prepare()
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def court(log: audit.Log) -> Court:
     facts = Registry(
         versions={"m/1": dict(TAGS)},
         named={"m": {}},
@@ -194,9 +202,7 @@ def test_admins_who_submitted_are_bound_like_everybody(court: Court) -> None:
     assert "nobody judges their own work" in told
 
 
-def test_owners_of_schedules_do_not_approve_what_the_pipeline_submitted(tmp_path: Path) -> None:
-    log = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
-    log.prepare()
+def test_owners_of_schedules_do_not_approve_what_the_pipeline_submitted(log: audit.Log) -> None:
     owned = Court(log, Registry({"m/1": dict(TAGS)}, {"m": {}}, [Seal("model", MODEL_ID, "", "")]))
     owned.submit(user="pia", owner="rob")
 

@@ -1,7 +1,7 @@
 """What is sealed when two versions of one model are recorded at once, and one of them fails."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,10 @@ SEALS = (Seal("model", "m-1", "ada", ""), Seal("experiment", "7", "ada", ""))
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Office:
+def office(tmp_path: Path) -> Iterator[Office]:
     log = audit.Log(audit.engine_of(f"sqlite:///{tmp_path}/log.db"), b"k" * 32)
     log.prepare()
-    return Office(
+    yield Office(
         BasicAuth(),
         Roles({"DPOFLOW_ROLES_YAML": "engineer: [ada]"}),
         log,
@@ -28,6 +28,7 @@ def office(tmp_path: Path) -> Office:
         frozenset(),
         14,
     )
+    log.engine.dispose()
 
 
 def begun(office: Office) -> Passed:

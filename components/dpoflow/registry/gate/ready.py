@@ -34,8 +34,10 @@ def check_ready(backend: str) -> None:
     the admin account, and so do not race for it.
     """
     engine = audit.engine_of(backend)
-    audit.Log(engine, audit.own_key()).prepare()
-    engine.dispose()
+    try:
+        audit.Log(engine, audit.own_key()).prepare()
+    finally:
+        engine.dispose()
     quiet_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.server import auth
