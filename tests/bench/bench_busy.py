@@ -100,7 +100,6 @@ def stages(model: Path, dtype: str) -> dict[str, float]:
         sampling = len(prompts) / _seconds(lambda: sample(48))
         evaluate(8)
         evaluation = len(golds) / _seconds(lambda: evaluate(len(golds)))
-        del loaded
         pairs = [pair_of(row["prompt"], row["gold"], "I don't know.") for row in golds]
         state = StepState(folder / "root" / "state" / "one", "train")
         state.start_afresh(["policy", "report"])
