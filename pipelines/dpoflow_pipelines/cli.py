@@ -892,6 +892,8 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except TyperException as error:
         message = getattr(error, "format_message", error.__str__)()
+        if not message:  # no command was given, and the help is printed
+            sys.exit(ConfigError.exit_code)
         _fail(f"{message} See: dpoflow --help", ConfigError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command continues", 130)
