@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -41,6 +42,25 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dpoflow {version('dpoflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    *,
+    is_version_asked: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print it, and end."),
+    ] = False,
+) -> None:
+    """Take what goes with no command."""
+
+
 Home = Annotated[
     Path,
     typer.Option(
@@ -872,6 +892,8 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except TyperException as error:
         message = getattr(error, "format_message", error.__str__)()
+        if not message:  # no command was given, and the help is printed
+            sys.exit(ConfigError.exit_code)
         _fail(f"{message} See: dpoflow --help", ConfigError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command continues", 130)
