@@ -66,14 +66,14 @@ torch and what it brings 0.2 and 2.7 GB. pip's report has no sizes to compute th
 def main() -> None:
     """Do what is missing, under a lock that pip inherits: an orphan of a killed set-up holds it."""
     with lock() as held:
-        state = stamp()
-        if state == wanted() and PYTHON.exists():
+        state, want = stamp(), wanted()  # now: files may change while this runs
+        if state == want and PYTHON.exists():
             print("make setup: .venv is up to date")
             return
         started = time.monotonic()
         prepare(state)
         install(Pip(PYTHON, lock=held))
-        write_stamp(wanted())
+        write_stamp(want)
         print(f"make setup: done in {time.monotonic() - started:.0f} s")
 
 

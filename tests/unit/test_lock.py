@@ -56,8 +56,9 @@ def faults(python: str, pinned: dict[str, str]) -> list[str]:
             about = metadata.metadata(name)
         except metadata.PackageNotFoundError:  # of images, or of another Python
             continue
-        if not SpecifierSet(about["Requires-Python"] or "").contains(python):
-            found.append(f"{name} {pinned.get(name)} takes Python {about['Requires-Python']}")
+        takes = about.get("Requires-Python", "")
+        if not SpecifierSet(takes).contains(python):
+            found.append(f"{name} {pinned.get(name)} takes Python {takes}")
         for extra in ("", *one.extras):
             given = {**environment, "extra": extra}
             waiting.extend(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.pairs import Message
@@ -166,6 +167,19 @@ def test_what_was_saved_is_what_is_loaded(given: Path) -> None:
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     text = "the sea is blue"
     assert tokenizer(text)["input_ids"] == tiny_tokenizer()(text)["input_ids"]
+
+
+def test_models_that_load_at_once_leave_transformers_as_it_was(given: Path) -> None:
+    """The judges of a panel do: what ties an embedding to a head is switched off meanwhile."""
+    before = PreTrainedModel.tie_weights
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            loaded = [model for model, _ in threads.map(load, [given] * 16)]
+        assert PreTrainedModel.tie_weights is before
+    finally:
+        PreTrainedModel.tie_weights = before  # type: ignore[method-assign]  # for other tests
+    want = load_file(given / "model.safetensors")["model.embed_tokens.weight"]
+    assert all(torch.equal(each.get_input_embeddings().weight, want) for each in loaded)
 
 
 def test_a_tokenizer_that_makes_every_text_one_token_is_refused(given: Path) -> None:

@@ -14,6 +14,7 @@ import io
 import json
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,10 @@ from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailab
 if TYPE_CHECKING:  # torch and transformers take seconds, and copying a folder needs neither
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ONE_AT_A_TIME = threading.Lock()
+"""While transformers loads, its `PreTrainedModel.tie_weights` does nothing, in every thread: of two
+loads at once, the one that ends last would leave it so, and no later model had its weights tied."""
 
 Say = Callable[[str], None]
 
@@ -164,7 +169,7 @@ def _from_gguf(path: Path, draft: Path, uri: str) -> None:
     from dpoflow.policy.library import AutoModelForCausalLM
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
+        with ONE_AT_A_TIME, contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar
             loaded = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
@@ -322,15 +327,16 @@ def _from_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            quantization_config=quantization,
-        )
+        with ONE_AT_A_TIME:
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                quantization_config=quantization,
+            )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise DataRejected(
             f"model {folder} cannot be loaded without running its own code or a missing package "

@@ -60,10 +60,7 @@ class Found:
 def data_files(uri: str) -> Found:
     """The data files that `uri` names, each seen to exist, to open and not to be empty."""
     root = local_path(uri)
-    try:
-        why = "" if root.exists() else "does not exist"
-    except OSError as error:  # such as a name that is too long
-        why = f"cannot be a path ({error.strerror})"
+    why = _why_not(root)
     if why:
         shown = uri[:200] if uri.isprintable() else ascii(uri[:200])
         raise ConfigError(
@@ -141,6 +138,17 @@ def local_path(uri: str) -> Path:
         f"give {KNOWN}, as a path, as file:///path or as s3://BUCKET/PREFIX, or one file as "
         "https://HOST/PATH"
     )
+
+
+def _why_not(root: Path) -> str:
+    """Why there is nothing at `root`; empty where there is. From 3.14 on `exists` does not say."""
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a zero byte in it
+        return "does not exist"
+    except OSError as error:  # such as a name that is too long
+        return f"cannot be a path ({error.strerror})"
+    return ""
 
 
 def _in_folder(root: Path, uri: str) -> Found:
