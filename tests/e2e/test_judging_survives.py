@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def judge(server: ScriptedServer, kept: Path, out: Path, many: int) -> "subproce
 def kept_keys(kept: Path) -> set[str]:
     if not kept.exists():
         return set()
-    with sqlite3.connect(kept) as database:
+    with closing(sqlite3.connect(kept)) as database:
         try:
             return {key for (key,) in database.execute("SELECT key FROM replies")}
         except sqlite3.OperationalError:  # killed before there was a table
