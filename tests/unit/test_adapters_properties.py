@@ -79,7 +79,7 @@ def _keys(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(row=ROW | NEARLY | altered())
 def test_an_adapter_gives_a_row_or_a_reason(name: FormatName, row: dict[str, Any]) -> None:
     answer = answer_to(row, name)
@@ -94,7 +94,7 @@ def test_an_adapter_gives_a_row_or_a_reason(name: FormatName, row: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["argilla", "label-studio"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(drawn=st.data())
 def test_annotations_of_any_shape_give_a_vote_or_a_reason(
     name: FormatName, drawn: st.DataObject
@@ -122,7 +122,7 @@ def answer_to(row: dict[str, Any], name: FormatName) -> PreferencePair | Prompt 
     return item
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=st.lists(ROW | NEARLY | altered(), max_size=25))
 def test_recognising_names_a_format_or_rejects(rows: list[Any]) -> None:
     fitting = [2 * sum(map(form.fits, rows[:20])) > len(rows[:20]) for form in FORMATS.values()]
@@ -134,7 +134,7 @@ def test_recognising_names_a_format_or_rejects(rows: list[Any]) -> None:
             recognise(rows, "x")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(row=VALUE | ROW)
 def test_an_excerpt_is_short_and_plain(row: object) -> None:
     glimpse = of_row(row)
@@ -150,7 +150,7 @@ def test_an_excerpt_cannot_play_with_the_terminal() -> None:
     assert len(glimpse) <= 200
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
     lambda text: "Human:" not in text and "Assistant:" not in text and text.strip() == text),
     min_size=2, max_size=6), other=st.just("another answer"))  # fmt: skip

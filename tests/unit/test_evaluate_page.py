@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -394,7 +394,6 @@ def test_differences_categories_and_two_way_shares_are_figures_too() -> None:
     assert figures["eval/xstest/over_refusal/minus_base_high"] >= 0.3
 
 
-@settings(deadline=None)  # the first call imports MLflow
 @given(st.text(max_size=300), st.sampled_from(["", "eval/win_rate/", "eval//", "../"]))
 def test_whatever_a_slice_is_called_mlflow_takes_its_figure(name: str, root: str) -> None:
     from mlflow.utils.validation import _validate_length_limit, _validate_metric_name

@@ -153,7 +153,7 @@ def test_rows_balance_and_what_is_remembered_is_no_row(workshop: Workshop) -> No
     assert told == {"x.jsonl": 10, "heldout/prompts.parquet": 30, "learnt/prompts.parquet": 1}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     arriving=st.lists(
         st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["", " today", " please"])),

@@ -446,7 +446,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.dictionaries(st.text(), JSON, max_size=4), min_size=1, max_size=5),
        indent=st.sampled_from([None, 1]), ascii_only=st.booleans())  # fmt: skip
 def test_an_array_reads_as_the_standard_library_reads_it(
@@ -470,7 +470,7 @@ def test_rows_larger_than_a_chunk_are_put_together(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "x.json") == rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.binary(min_size=1, max_size=200)
     | st.text(alphabet='[]{}",:ab\\u1 \n').map(str.encode),

@@ -98,7 +98,7 @@ def test_near_prompts_share_a_band_as_often_as_theory_says() -> None:
     assert met / 400 == pytest.approx(expected, abs=0.03)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 40).flatmap(
         lambda num: st.tuples(
@@ -294,7 +294,7 @@ def test_a_question_without_blanks_between_its_words_is_found_inside_another(
     assert seen.codes == {"x.jsonl:1": "contaminated"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.lists(st.sampled_from("abc"), max_size=30), max_size=3), max_size=6))
 def test_overlaps_are_those_that_a_plain_search_finds(told: list[list[list[str]]]) -> None:
     held = Evaluations()
@@ -531,7 +531,7 @@ def voted(first: str, second: str, votes: dict[str, int]) -> PreferencePair:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), min_size=2), min_size=2))
 def test_kappas_are_scikit_learns(table: list[dict[str, int]]) -> None:
     told = agreement_of(lambda: (said(voted("x", "y", votes)) for votes in table))
