@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import requests
 from tests.seaweed import free_port
+from tests.waiting import AT_MOST_S
 
 ADMIN, PASSWORD = "admin", "password-of-the-test"  # of a server on loopback
 _CONFIG = """[mlflow]
@@ -33,7 +34,8 @@ class Person:
 
     def ask(self, method: str, path: str, **more: Any) -> requests.Response:
         """Whatever the server answers."""
-        return requests.request(method, f"{self._url}/{path}", auth=self._login, timeout=60, **more)
+        address, most = f"{self._url}/{path}", AT_MOST_S
+        return requests.request(method, address, auth=self._login, timeout=most, **more)
 
     def get(self, path: str, **more: Any) -> Any:
         """What must be there."""
@@ -145,12 +147,12 @@ class MlflowServer:
         return self
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 240  # on a machine that does other things
+        given_up = time.monotonic() + AT_MOST_S
         while True:
             try:
                 self.admin.get("api/2.0/mlflow/users/current")
             except (requests.RequestException, AssertionError):
-                assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
+                assert time.monotonic() < given_up, (self._folder / "server.log").read_text()
                 time.sleep(0.3)
             else:
                 return

@@ -11,10 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tests.e2e.job import SmallJob, policy_weights, summary
 from tests.tiny import tiny_folder
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.manifest import sha256_file
-
-pytestmark = pytest.mark.timeout(900)
 
 SIGNER = Ed25519PrivateKey.generate()
 PUBLIC = SIGNER.public_key().public_bytes_raw().hex()
@@ -234,7 +233,7 @@ def test_sigterm_ends_a_run_at_once_with_its_summary_and_its_tasks(
     process = job.start("run", job.spec, "--home", str(tmp_path))
     job.wait_for(process, tmp_path, "snapshot")
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=AT_MOST_S)
 
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command continues" in err

@@ -12,7 +12,7 @@ from tests.attack.attack import attack, table
 from tests.attack.stage import ATTACKERS, Stage
 from tests.gate import GATE, GateServer, promote
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.full
 
 
 def test_nothing_that_anybody_tries_gets_through_and_all_of_it_is_in_the_log(

@@ -9,7 +9,6 @@ import pytest
 from tests.e2e.job import SmallJob
 from tests.tiny import tiny_folder
 
-pytestmark = pytest.mark.timeout(200)
 CONFIG, DATA = 2, 3
 reaches_the_pipeline = pytest.mark.full
 """The steps' own refusals are unit tests; these run them through the whole command."""

@@ -9,7 +9,7 @@ from tests.gate import API, GATE, GateServer, copy_files, postgresql, promote, r
 
 from dpoflow.registry.gate import audit
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.full
 
 
 def test_a_killed_server_on_postgresql_goes_on_where_it_was(tmp_path: Path) -> None:

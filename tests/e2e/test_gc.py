@@ -19,7 +19,7 @@ from dpoflow.tracking.settings import local_uri
 from dpoflow_pipelines.run import run_spec
 from dpoflow_pipelines.runs import in_use
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.seaweed import BUCKET, KEY, SECRET, SeaweedFS
 from dpoflow.registry.pull import pull
 from dpoflow.registry.team import asked_team
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.full
 
 
 def identity_of(user: str, server: GateServer) -> dict[str, str]:

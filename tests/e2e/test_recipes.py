@@ -37,7 +37,7 @@ from dpoflow.tracking.settings import local_uri
 from dpoflow_pipelines.cli import app
 from dpoflow_pipelines.run import check_sources, run_spec
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.full
 
 SMALL = (
     *("data.min_pairs=2", "train.max_tokens=200", "train.save_steps=100"),

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.job import SmallJob, summary
 from tests.tiny import tiny_folder
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.full
 
 CHEAP = ("synthesize.enabled=false", "train.epochs=1", "retrain.min_new_pairs=5")
 TRAINS = ["validate", "synthesize", "merge", "train", "evaluate", "register"]

@@ -14,8 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from dpoflow.contracts import manifest
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 
-pytestmark = pytest.mark.timeout(400)
-
 
 @pytest.fixture
 def job(tmp_path: Path) -> SmallJob:

@@ -14,7 +14,6 @@ from tests.tiny import tiny_folder
 
 from dpoflow.contracts.pairs import PreferencePair, read_parquet
 
-pytestmark = pytest.mark.timeout(400)
 KEY = "sk-of-the-test"
 
 

@@ -160,7 +160,6 @@ def drawn(rng: np.random.Generator, n: int, rate: float, ties: float) -> list[fl
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("n", [40, 200])
 def test_of_ten_thousand_evaluations_94_to_96_in_100_intervals_hold_the_truth(n: int) -> None:
     rng, held = np.random.default_rng(n), 0
@@ -173,7 +172,6 @@ def test_of_ten_thousand_evaluations_94_to_96_in_100_intervals_hold_the_truth(n:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("n", [40, 200])
 def test_of_ten_thousand_candidates_that_are_no_better_at_most_3_in_100_are_promoted(
     n: int,

@@ -18,7 +18,6 @@ from dpoflow.contracts.errors import ConfigError, DataRejected, DpoflowError, Se
 from dpoflow.registry.ledger import check_ledger, record_once, recorded
 from dpoflow.sources import s3
 
-pytestmark = pytest.mark.timeout(180)
 EVALUATION = "5f" * 32
 WON, LOST = b'{"verdict": "won"}\n', b'{"verdict": "lost"}\n'
 # printf '{"verdict": "won"}\n' | sha256sum

@@ -31,7 +31,6 @@ def weights(job: Job, name: str) -> dict[str, torch.Tensor]:
     return load_file(job.policy(name) / "model.safetensors")
 
 
-pytestmark = pytest.mark.timeout(600)  # each group of processes imports torch anew, some twice
 full = pytest.mark.full
 ADAPTERS = {"method": "lora", "lora": LoraConfig(rank=4)}
 CASES = [
