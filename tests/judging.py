@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.openai_server import Action, Say, ScriptedServer
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.judges import BudgetConfig, LlmJudgeConfig
 from dpoflow.contracts.pairs import Message
@@ -47,8 +48,8 @@ def config(server: ScriptedServer, **knobs: Any) -> LlmJudgeConfig:
     endpoint = {
         "base_url": server.base_url,
         "model": "judge",
-        "timeout_s": 5,
-        "patience_s": 20,
+        "timeout_s": AT_MOST_S,
+        "patience_s": AT_MOST_S,
         **knobs.pop("endpoint", {}),
     }
     return LlmJudgeConfig.model_validate({"kind": "llm", "endpoint": endpoint, **knobs})

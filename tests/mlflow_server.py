@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import requests
-from tests.patience import PATIENCE_S
 from tests.seaweed import free_port
+from tests.waiting import AT_MOST_S
 
 ADMIN, PASSWORD = "admin", "password-of-the-test"  # of a server on loopback
 _CONFIG = """[mlflow]
@@ -34,7 +34,8 @@ class Person:
 
     def ask(self, method: str, path: str, **more: Any) -> requests.Response:
         """Whatever the server answers."""
-        return requests.request(method, f"{self._url}/{path}", auth=self._login, timeout=60, **more)
+        address, most = f"{self._url}/{path}", AT_MOST_S
+        return requests.request(method, address, auth=self._login, timeout=most, **more)
 
     def get(self, path: str, **more: Any) -> Any:
         """What must be there."""
@@ -146,12 +147,12 @@ class MlflowServer:
         return self
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        given_up = time.monotonic() + AT_MOST_S
         while True:
             try:
                 self.admin.get("api/2.0/mlflow/users/current")
             except (requests.RequestException, AssertionError):
-                assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
+                assert time.monotonic() < given_up, (self._folder / "server.log").read_text()
                 time.sleep(0.3)
             else:
                 return
@@ -178,7 +179,7 @@ class MlflowServer:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGTERM)
         try:
-            self._process.wait(timeout=PATIENCE_S)
+            self._process.wait(timeout=AT_MOST_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

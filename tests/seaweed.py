@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,14 +70,14 @@ class SeaweedFS:
         return self
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        given_up = time.monotonic() + AT_MOST_S
         while True:
             try:
                 self.client().put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
                 self.client().get_object(Bucket=BUCKET, Key="ready")["Body"].read()
                 self.client().delete_object(Bucket=BUCKET, Key="ready")
             except (BotoCoreError, ClientError):
-                if time.monotonic() > deadline:
+                if time.monotonic() > given_up:
                     raise
                 time.sleep(0.2)
             else:
@@ -101,7 +101,7 @@ class SeaweedFS:
             aws_access_key_id=KEY,
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=30, read_timeout=60),
             **more,
         )
 
@@ -121,6 +121,8 @@ class Line:
         """After each 64 KiB."""
         self.cut_after: int | None = None
         """Bytes from the server, then both ends are closed, once."""
+        self.hold_at: float = float("inf")
+        """So many bytes from the server in all, and nobody gets more while it stays."""
         self.instead: Callable[[], bytes | None] = lambda: None
         """A whole HTTP reply in place of the server's, while it gives one."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -150,7 +152,7 @@ class Line:
             client.close()
             return
         try:
-            server = socket.create_connection(("127.0.0.1", self.to_port), timeout=5)
+            server = socket.create_connection(("127.0.0.1", self.to_port), timeout=AT_MOST_S)
         except OSError:
             client.close()
             return
@@ -168,6 +170,8 @@ class Line:
                 if counted:
                     self.passed += len(chunk)
                     time.sleep(self.pause_s)
+                while counted and self.passed >= self.hold_at:
+                    time.sleep(0.01)
         except OSError:
             pass
         finally:

@@ -30,6 +30,7 @@ from tests.gate import (
     record,
 )
 from tests.seaweed import BUCKET, SeaweedFS
+from tests.waiting import AT_MOST_S
 
 from dpoflow.registry.versions import evidence_tag
 
@@ -129,7 +130,7 @@ class Way:
         if user:
             word = base64.b64encode(f"{user}:{password_of(user)}".encode()).decode()
             headers = {"Authorization": f"Basic {word}", **headers}
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=AT_MOST_S)
         try:
             connection.request(self.method, target or self.target, body, headers)
             response = connection.getresponse()
@@ -233,7 +234,7 @@ class Stage:
         )
         assert begun.ok, begun.text
         told = begun.json()
-        put = requests.put(told["credentials"][0]["url"], data=b"other weights", timeout=60)
+        put = requests.put(told["credentials"][0]["url"], data=b"other weights", timeout=AT_MOST_S)
         assert put.ok, put.text
         ada.post(f"{API}/registered-models/create", name="late")
         made = ada.post(

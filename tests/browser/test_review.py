@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 from tests.forked import dpoflow_command
 from tests.gate import ADMIN, API, ROOT, GateServer, password_of, record
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.results import Gate
 from dpoflow.pages import document, table
@@ -29,8 +30,8 @@ HEADINGS = {
     "merge.html": "36 of 36 rows kept",
     "validate.html": "48 of 48 rows kept",
 }
-PATIENCE_MS = 60_000
-"""For a page of MLflow on a busy machine."""
+PATIENCE_MS = 1000 * AT_MOST_S
+"""For a page of MLflow."""
 
 
 @pytest.fixture(scope="module")

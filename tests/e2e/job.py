@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.forked import dpoflow_command
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.manifest import sha256_file
 from dpoflow.state.events import Event, read_events
@@ -68,7 +68,7 @@ class SmallJob:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Besides that of the tests, of which MLflow's and our own variables are left out."""
-    patience_s: float = PATIENCE_S
+    patience_s: float = AT_MOST_S
     """A command that takes longer hangs."""
     command: tuple[str, ...] = ()
     """What stands for `dpoflow`; that of tests/forked.py where nothing is said."""
@@ -143,7 +143,7 @@ class SmallJob:
         done: int = 0,
     ) -> None:
         """Return once `task` of the running process is in `phase` and has done so much."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + AT_MOST_S
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             if _reached(home, task, phase, done):

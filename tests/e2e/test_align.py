@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tests.e2e.job import SmallJob, policy_weights, summary
-from tests.patience import PATIENCE_S
 from tests.tiny import tiny_folder
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.manifest import sha256_file
 
@@ -233,7 +233,7 @@ def test_sigterm_ends_a_run_at_once_with_its_summary_and_its_tasks(
     process = job.start("run", job.spec, "--home", str(tmp_path))
     job.wait_for(process, tmp_path, "snapshot")
     process.terminate()
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=AT_MOST_S)
 
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command continues" in err

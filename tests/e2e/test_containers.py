@@ -12,9 +12,9 @@ import requests
 from kfp import compiler, dsl
 from tests import images
 from tests.e2e.job import SmallJob, summary
-from tests.patience import PATIENCE_S
 from tests.seaweed import free_port
 from tests.tiny import tiny_folder
+from tests.waiting import AT_MOST_S, until
 
 from dpoflow.contracts.errors import ConfigError, DpoflowError
 from dpoflow.contracts.spec import DataConfig, SourceConfig, Spec
@@ -123,7 +123,7 @@ def vanish(root: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
     from pathlib import Path
 
     (Path(root) / "there").touch()
-    time.sleep(300)
+    time.sleep(3600)
 
 
 @dsl.pipeline(name="boxes")
@@ -200,9 +200,7 @@ def test_a_container_that_ends_badly_is_a_failed_run_with_its_cause(
         component(root=root).set_retry(num_retries=0)  # type: ignore[operator]
 
     def remove() -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not (tmp_path / "there").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        until((tmp_path / "there").exists, "the container was there")
         images.podman("rm", "--force", *left_over(tmp_path / "runs" / "one"))
 
     if component is vanish:
@@ -276,10 +274,7 @@ def test_the_main_job_runs_in_containers_and_goes_on_where_it_was_killed(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     [run_dir] = (tmp_path / "runs").iterdir()
-    deadline = time.monotonic() + PATIENCE_S
-    while _running(run_dir):
-        assert time.monotonic() < deadline, "a task outlives its runner"
-        time.sleep(0.2)
+    until(lambda: not _running(run_dir), "a task ended with its runner")
 
     ended = job.call(*command)
 
@@ -306,7 +301,7 @@ def test_what_is_stopped_leaves_no_container(job: SmallJob, tmp_path: Path) -> N
     process = job.start("run", job.spec, "--home", str(tmp_path), "--on", "containers")
     job.wait_for(process, tmp_path, "validate")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=AT_MOST_S)
 
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "the same command continues the run" in err
@@ -342,11 +337,11 @@ def test_the_servers_image_serves_and_its_gate_asks_who_is_there() -> None:
 
 
 def _answer(url: str, name: str) -> int:
-    deadline = time.monotonic() + PATIENCE_S
+    given_up = time.monotonic() + AT_MOST_S
     while True:
         try:
             return requests.get(url, timeout=10).status_code
         except requests.ConnectionError:
             logs = images.podman("logs", name)
-            assert time.monotonic() < deadline, logs.stdout + logs.stderr
+            assert time.monotonic() < given_up, logs.stdout + logs.stderr
             time.sleep(1)

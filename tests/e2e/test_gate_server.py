@@ -26,7 +26,7 @@ from tests.gate import (
     record,
     sentence,
 )
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S
 
 from dpoflow.contracts.base import sha256_json
 from dpoflow.contracts.errors import ConfigError
@@ -700,7 +700,7 @@ def test_no_spelling_of_a_path_goes_around(server: GateServer, case: Recorded) -
         request = requests.Request("POST", f"{server.url}/", json=body).prepare()
         request.url = f"{server.url}{path}"  # as written: requests would tidy it up
         request.prepare_auth(ada.session.auth)
-        answer = ada.session.send(request, timeout=60)
+        answer = ada.session.send(request, timeout=AT_MOST_S)
         assert answer.status_code in (403, 404, 405), (path, answer.status_code, answer.text)
         if answer.status_code == 403:
             assert denied(server, "ada", answer)
@@ -783,7 +783,7 @@ def test_two_names_at_once_are_none(server: GateServer, case: Recorded) -> None:
     other = requests.Request("GET", server.url, auth=eve.session.auth).prepare().headers
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=AT_MOST_S)
     connection.putrequest("POST", f"{API}/model-versions/set-tag")
     for each in (header, other):
         connection.putheader("Authorization", each["Authorization"])
@@ -833,7 +833,7 @@ def test_a_file_that_arrives_after_its_folder_was_sealed_is_not_kept(server: Gat
     def body() -> Iterator[bytes]:
         yield b"other "
         ready.set()
-        assert sealed.wait(PATIENCE_S)
+        assert sealed.wait(AT_MOST_S)
         yield b"weights"
 
     def put() -> None:
@@ -847,7 +847,7 @@ def test_a_file_that_arrives_after_its_folder_was_sealed_is_not_kept(server: Gat
     place.append(f"{ARTIFACTS}/{experiment}/models/{model_id}/artifacts/model/config.json")
     thread = threading.Thread(target=put)
     thread.start()
-    assert ready.wait(PATIENCE_S)
+    assert ready.wait(AT_MOST_S)
     from dpoflow.registry.versions import evidence_tag
 
     ada.post(f"{API}/registered-models/create", name=name)

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes.openai_server import Action, Cut, Garbage, Hang, Refuse, Say, ScriptedServer
 from tests.judging import config, dice, honest
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S, until
 
 COUPLES = 2500
 """Each is judged in both orders."""
@@ -89,7 +88,7 @@ def bad_server(body: dict[str, Any], attempt: int) -> Action:
 
 
 def judge(server: ScriptedServer, kept: Path, out: Path, many: int) -> "subprocess.Popen[bytes]":
-    asked = config(server, endpoint={"concurrency": 64, "timeout_s": 2, "patience_s": 60})
+    asked = config(server, endpoint={"concurrency": 64, "timeout_s": 5})
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, asked.model_dump_json(), str(kept), str(out), str(many)],
@@ -109,7 +108,7 @@ def kept_keys(kept: Path) -> set[str]:
 
 
 def finished(process: "subprocess.Popen[bytes]") -> None:
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate(timeout=AT_MOST_S)
     assert process.returncode == 0, said.decode()
 
 
@@ -125,18 +124,25 @@ def test_judgements_complete_with_the_right_counts_and_killed_three_times_cost_t
     labels = Counter(line.split('"')[1] for line in (tmp_path / "whole").read_text().splitlines())
     assert labels == Counter(map(expected, range(many)))
 
-    with ScriptedServer(bad_server, port=server.port) as server:
+    most = 0.0
+
+    def script(body: dict[str, Any], attempt: int) -> Action:
+        """No answer more, until somebody is killed."""
+        return bad_server(body, attempt) if len(server.paid) < most else Hang()
+
+    with ScriptedServer(script, port=server.port) as server:
         kept, out = tmp_path / "again", tmp_path / "out"
         before: dict[str, int] = {}
         for share in (0.2, 0.5, 0.8):
+            most = share * 2 * many
             process = judge(server, kept, out, many)
-            while len(server.paid) < share * 2 * many:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.01)
+            until(lambda: len(server.paid) >= most or process.poll() is not None, "answers enough")  # noqa: B023
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            _, said = process.communicate()
+            assert process.returncode == -signal.SIGKILL, said
             assert not out.exists()
             before |= {key: server.seen[key] for key in kept_keys(kept) - before.keys()}
+        most = float("inf")
         finished(judge(server, kept, out, many))
         assert set(server.paid.values()) == {1}, "no answer was made twice"
         assert len(server.paid) == 2 * many

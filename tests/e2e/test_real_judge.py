@@ -6,7 +6,6 @@ The model answers A whatever stands there, which is what qualification and swapp
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 from tests.published import FOLDER, needs_data
+from tests.waiting import until
 
 from dpoflow.contracts.judges import LlmJudgeConfig
 from dpoflow.judge.build import judge_id
@@ -52,15 +52,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     url = f"http://127.0.0.1:{port}/v1"
     try:
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            for _ in range(240):
+
+            def answers() -> bool:
                 assert process.poll() is None, "the server ended"
                 try:
                     client.models.list()
-                    break
                 except openai.APIStatusError:
-                    break  # it is there, and has no list: nothing was ever downloaded here
+                    return True  # it is there, and has no list: nothing was ever downloaded here
                 except openai.APIConnectionError:
-                    time.sleep(0.5)
+                    return False
+                return True
+
+            until(answers, "the server answered")
         yield url, str(folder)
     finally:
         process.kill()

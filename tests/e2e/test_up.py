@@ -15,6 +15,7 @@ import pytest
 import requests
 from tests.gate import API, GATE, ROOT, own_path
 from tests.seaweed import free_port
+from tests.waiting import AT_MOST_S
 
 pytestmark = pytest.mark.full
 
@@ -103,14 +104,18 @@ def test_a_place_that_was_killed_half_way_comes_up_and_keeps_what_it_holds(place
     secret = ["keys.json", "audit.key", "signing.pem", "engineer.env", "reviewer.env"]
     assert {(place.folder / name).stat().st_mode & 0o777 for name in secret} == {0o600}
     engineer, reviewer = place.as_user("engineer"), place.as_user("reviewer")
-    told = reviewer.get(f"{url}{GATE}/gate", timeout=60).json()
+    told = reviewer.get(f"{url}{GATE}/gate", timeout=AT_MOST_S).json()
     assert (told["user"], told["roles"]) == ("reviewer", ["reviewer"])
-    made = engineer.post(f"{url}{API}/registered-models/create", json={"name": "m"}, timeout=60)
+    made = engineer.post(
+        f"{url}{API}/registered-models/create", json={"name": "m"}, timeout=AT_MOST_S
+    )
     assert made.ok, made.text
-    experiment = engineer.post(f"{url}{API}/experiments/create", json={"name": "e"}, timeout=60)
+    experiment = engineer.post(
+        f"{url}{API}/experiments/create", json={"name": "e"}, timeout=AT_MOST_S
+    )
     below = experiment.json()["experiment_id"]
     file = f"{url}/api/2.0/mlflow-artifacts/artifacts/{below}/kept.txt"
-    assert engineer.put(file, data=b"kept", timeout=60).ok
+    assert engineer.put(file, data=b"kept", timeout=AT_MOST_S).ok
 
     before = place.processes()
     again = place.run("up")
@@ -123,8 +128,8 @@ def test_a_place_that_was_killed_half_way_comes_up_and_keeps_what_it_holds(place
 
     assert place.run("up").returncode == 0
     assert (place.folder / "keys.json").read_text() == keys
-    assert engineer.get(f"{url}{API}/registered-models/get?name=m", timeout=60).ok
-    assert engineer.get(file, timeout=60).content == b"kept"
+    assert engineer.get(f"{url}{API}/registered-models/get?name=m", timeout=AT_MOST_S).ok
+    assert engineer.get(file, timeout=AT_MOST_S).content == b"kept"
 
 
 def test_a_port_that_somebody_else_listens_at_is_told_and_nothing_is_lost(place: Up) -> None:

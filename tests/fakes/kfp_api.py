@@ -13,7 +13,6 @@ import itertools
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -62,7 +61,6 @@ class FakeKfp(Served):
         """Of a list, whatever is asked for: lists come in several pages."""
         self.answers: Callable[[str, str], Answer | None] = lambda method, path: None
         self.after: Callable[[str, str], Answer | None] = lambda method, path: None
-        self.slow_s = 0.0
         self.stored: dict[str, dict[str, Any]] = {kind: {} for kind in _MODELS}
         self.versions: dict[str, Any] = {}
         self.requests: list[tuple[str, str]] = []
@@ -79,7 +77,6 @@ class FakeKfp(Served):
         query = {key: values[0] for key, values in parse_qs(urlsplit(target).query).items()}
         with self._lock:
             self.requests.append((method, path))
-        time.sleep(self.slow_s)
         if (early := self.answers(method, path)) is not None:
             return early
         with self._lock:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal
 
+from tests.waiting import AT_MOST_S
+
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
@@ -84,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         host = f"127.0.0.1:{self.by.upstream}"
-        connection = http.client.HTTPConnection(host, timeout=60)
+        connection = http.client.HTTPConnection(host, timeout=AT_MOST_S)
         headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
         headers["Host"] = host
         connection.request(self.command, self.path, body, headers)

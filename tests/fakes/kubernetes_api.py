@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -25,7 +24,7 @@ from kubeflow_trainer_api.models import (  # type: ignore[import-untyped]
     trainer_v1alpha1_train_job,
 )
 from tests.fakes.served import Served
-from tests.patience import PATIENCE_S
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +52,7 @@ class FakeCluster(Served):
         self.deleted: list[str] = []
         self.on_delete: Callable[[str], None] = lambda name: None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         super().__init__(self._handler())
 
     def __exit__(self, *told: object) -> None:
@@ -115,7 +114,9 @@ class FakeCluster(Served):
             self.drop(name)
         elif "deletionTimestamp" not in self.jobs[name]["metadata"]:
             self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-            threading.Timer(self.lingers_s, self.drop, [name]).start()
+            later = threading.Timer(self.lingers_s, self.drop, [name])
+            later.daemon = True  # who ends does not wait for it
+            later.start()
 
     def _create(self, body: Any) -> Answer:
         name = body["metadata"]["name"]
@@ -177,10 +178,11 @@ class FakeCluster(Served):
 
     def drop(self, name: str) -> None:
         """The job and its pods are gone."""
-        self.evict(name)
-        self.jobs.pop(name, None)
-        self._processes.pop(name, None)
-        self.deleted.append(name)
+        with self._lock:
+            self.evict(name)
+            self.jobs.pop(name, None)
+            self._processes.pop(name, None)
+            self.deleted.append(name)
 
     def evict(self, name: str) -> None:
         """Its pods are killed, as when a node is taken away: nothing in a pod outlives that."""
@@ -195,11 +197,9 @@ class FakeCluster(Served):
 
     def await_job(self) -> str:
         """The name of the first job, once it is there."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not self.jobs:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return next(iter(self.jobs))
+        until(lambda: self.jobs, "a TrainJob was created")
+        with self._lock:  # whoever created it was told so
+            return next(iter(self.jobs))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         cluster = self

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ Script = Callable[[dict[str, Any], int], Action]
 
 
 class ScriptedServer:
-    """`paid` counts the answers that were made, by request; `seen` every attempt."""
+    """`paid` counts the answers that were made, by request; `seen` every attempt.
+
+    Nobody is answered before `together` requests were in flight at once.
+    """
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class ScriptedServer:
         key: str | None = None,
         models: tuple[str, ...] = (),
         port: int = 0,
+        together: int = 0,
     ) -> None:
         self.script, self.key, self.models = script, key, models
         self.paid: Counter[str] = Counter()
@@ -86,7 +90,7 @@ class ScriptedServer:
         self._answers: dict[str, bytes] = {}
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self.port = port
+        self.port, self._together = port, together
 
     @property
     def base_url(self) -> str:
@@ -95,12 +99,12 @@ class ScriptedServer:
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.serve, daemon=True)
         self._thread.start()
-        assert self._ready.wait(PATIENCE_S)
+        assert self._ready.wait(AT_MOST_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE_S)
+        self._thread.join(AT_MOST_S)
 
     def serve(self, said: Callable[[str], None] = lambda url: None) -> None:
         """Until the loop is stopped, in whatever thread calls."""
@@ -170,11 +174,14 @@ class ScriptedServer:
         )
         action = self.script(body, self.seen[name])
         self.seen[name] += 1
-        if name in self._answers:
+        while self.most_in_flight < self._together:  # noqa: ASYNC110  # no event: a number
+            await asyncio.sleep(0.01)
+        if isinstance(action, Say) and name not in self._answers:
+            await asyncio.sleep(action.after_s)
+        if name in self._answers:  # perhaps since a moment ago: another attempt at the same
             return await self._send(writer, 200, self._answers[name], {})
         if not isinstance(action, Say):
             return await self._misbehave(writer, action)
-        await asyncio.sleep(action.after_s)
         answer = json.dumps(_completion(body, action)).encode()
         self.paid[name] += 1
         self._answers[name] = answer

@@ -64,6 +64,8 @@ class WebServer:
         self.pages: dict[str, Page] = {}
         self.instead: Callable[[str], Reply | None] = lambda path: None
         self.passed = 0
+        self.hold_at: float = float("inf")
+        """So many bytes in all, and nobody gets more while it stays."""
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(
@@ -160,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             sent += len(piece)
             self.web.passed += len(piece)
             time.sleep(page.pause_s)
+            while self.web.passed >= self.web.hold_at and not self.web.closing.is_set():
+                time.sleep(0.01)
             if sent >= len(body) and not page.endless:
                 break
         if page.framing == "chunked":

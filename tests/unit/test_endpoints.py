@@ -6,6 +6,7 @@ import re
 import socket
 import sqlite3
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ def first(fault: Action) -> Any:
 )
 def test_whatever_is_busy_away_or_broken_is_asked_again(fault: Action, tmp_path: Path) -> None:
     with ScriptedServer(first(fault)) as server:
-        judge = config(server, endpoint={"timeout_s": 0.5})
+        judge = config(server, endpoint={"timeout_s": 0.5} if fault == Hang() else {})
         (outcome,) = decide(judge, tmp_path / "kept", [(GOOD, BAD)])
 
     assert (outcome.label, outcome.winner) == ("preferred", "first")
-    assert sorted(server.seen.values()) == [2, 2]
     assert sorted(server.paid.values()) == [1, 1]
+    if fault == Hang():  # on a busy machine half a second may be too little once more
+        assert min(server.seen.values()) >= 2
+    else:
+        assert sorted(server.seen.values()) == [2, 2]
 
 
 def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
@@ -58,16 +62,20 @@ def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
 ) -> None:
     monkeypatch.setattr(outage, "_GRACE_S", 0.3)
     told: list[str] = []
-    first_asked = list[float]()
+    times: list[float] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        times.append(time.time())
 
     def script(body: dict[str, Any], attempt: int) -> Action:
-        first_asked.append(time.monotonic())
-        is_away = first_asked[-1] < first_asked[0] + 1.5
-        return Refuse(500, "oops") if is_away else honest(body)
+        """It is back when it was told of, and not within its first second."""
+        away = not told or time.time() < began + 1
+        return Refuse(500, "oops") if away else honest(body)
 
     async def judged(judge: LlmJudgeConfig) -> None:
         async with Servers(
-            tmp_path / "kept", "me", None, lambda *_: None, tell=told.append, afterwards="; then X"
+            tmp_path / "kept", "me", None, lambda *_: None, tell=tell, afterwards="; then X"
         ) as at:
             asked = await build(judge, at)
             couples = ((f"{GOOD}{n}", BAD) for n in range(8))
@@ -80,14 +88,15 @@ def test_an_outage_is_told_once_with_its_end_and_that_it_is_over(
     away, again = told
     found = re.fullmatch(
         r"judge at http://127\.0\.0\.1:\d+/v1: HTTP 500: oops; trying again until "
-        r"(\d\d:\d\d:\d\d) \((10 min 00|9 min \d\d) s\); then X",
+        r"(\d\d:\d\d:\d\d) \((\d+) min (\d\d) s\); then X",
         away,
     )
     assert found, away
-    assert found[1] in {
-        time.strftime("%H:%M:%S", time.localtime(began + 600 + n)) for n in range(60)
-    }
-    assert re.fullmatch(r"judge at http://\S+ answers again after [1-9]\d? s", again)
+    spent = int(times[0] - began) + 1  # of its ten minutes, at most, when it was told
+    ends = {time.strftime("%H:%M:%S", time.localtime(began + 600 + n)) for n in range(spent + 1)}
+    assert found[1] in ends
+    assert 600 - spent <= 60 * int(found[2]) + int(found[3]) <= 600
+    assert re.fullmatch(r"judge at http://\S+ answers again after (?!0 s)\d.* s", again)
 
 
 def test_a_server_that_is_not_there_is_told_while_it_is_tried(
@@ -107,12 +116,17 @@ def test_a_server_that_is_not_there_is_told_while_it_is_tried(
             async with Servers(kept, "me", None, lambda *_: None, tell=told.append) as at:
                 await (await build(judge, at)).decide(ASKED, GOOD, BAD)
 
-        began = time.monotonic()
+        pauses, sleep = Counter[object](), asyncio.sleep
+
+        async def pause(seconds: float, result: object = None) -> object:
+            pauses[asyncio.current_task()] += seconds  # type: ignore[assignment]
+            return await sleep(seconds, result)
+
+        monkeypatch.setattr(asyncio, "sleep", pause)
         with pytest.raises(ServiceUnavailable):
             asyncio.run(asked())
-        spent = time.monotonic() - began
 
-    assert spent < 60, "what was said is kept to, and not the usual quarter of an hour"
+    assert 0 < max(pauses.values()) < 2.2, "what was said is kept to"
     (away,) = told
     assert "no connection" in away
     assert "trying again until" in away
@@ -141,13 +155,12 @@ def test_retry_after_holds_every_request_back(tmp_path: Path) -> None:
             return Refuse(429, headers={"retry-after": "1"})
         return honest(body)
 
-    with ScriptedServer(script) as server:
+    with ScriptedServer(script, together=4) as server:
         decide(config(server), tmp_path / "kept", [(GOOD, BAD), (f"{GOOD}!", BAD)])
 
     # Four at once; the first is refused, and nothing new begins before its time is over.
-    later = [each - times[0] for each in times if each - times[0] > 0.3]
     assert len(times) == 5
-    assert min(later) >= 0.99
+    assert times[4] - times[3] >= 0.99
 
 
 def test_a_server_that_never_answers_ends_the_step_and_keeps_what_was_paid(tmp_path: Path) -> None:
@@ -290,7 +303,7 @@ def test_no_more_requests_are_in_flight_than_the_spec_allows(tmp_path: Path) -> 
     def slow(body: dict[str, Any], attempt: int) -> Action:
         return Say(honest(body).text, after_s=0.05)  # type: ignore[union-attr]
 
-    with ScriptedServer(slow) as server:
+    with ScriptedServer(slow, together=3) as server:
         couples = [(f"{GOOD} {n}", BAD) for n in range(20)]
         decide(config(server, endpoint={"concurrency": 3}), tmp_path / "kept", couples)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.patience import PATIENCE_S, wait_until
+from tests.waiting import AT_MOST_S, until
 
 from dpoflow_pipelines.backends.forkserver import ForkServer
 
@@ -113,7 +113,7 @@ def test_two_tasks_at_once_wait_for_each_other(server: ForkServer, tmp_path: Pat
         return thread
 
     for thread in (start(one, other), start(other, one)):
-        thread.join(PATIENCE_S)
+        thread.join(AT_MOST_S)
 
     assert statuses == [0, 0]
 
@@ -126,7 +126,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """With everything imported, which is waited for."""
     folder = tmp_path_factory.mktemp("server")
     with (folder / "log.txt").open("w") as log, ForkServer(log) as made:
-        wait_until(lambda: run(made, folder, ALL_IMPORTED) == 0, "it never came to the last stage")
+        until(lambda: run(made, folder, ALL_IMPORTED) == 0, "it never came to the last stage")
         yield made
 
 
@@ -179,7 +179,7 @@ def test_where_the_process_is_killed_between_tasks_the_next_one_has_another(
 
     killed = the_process(tmp_path)
     killed.kill()
-    wait_until(lambda: not is_alive(killed.pid), "it lives on")
+    until(lambda: not is_alive(killed.pid), "it lives on")
 
     assert run(server, tmp_path, "pass") == 0
 
@@ -193,18 +193,18 @@ def test_a_task_does_not_outlive_the_process_that_it_was_forked_from(
     with open({str(pid)!r} + "-", "w") as file:
         file.write(str(os.getpid()))
     os.rename({str(pid)!r} + "-", {str(pid)!r})
-    time.sleep({PATIENCE_S})
+    time.sleep({AT_MOST_S})
     """
     statuses = list[int]()
     thread = threading.Thread(target=lambda: statuses.append(run(server, tmp_path, body)))
     thread.start()
-    wait_until(pid.exists, "the task never began")
+    until(pid.exists, "the task never began")
 
     the_process(tmp_path).kill()
 
-    thread.join(PATIENCE_S)
+    thread.join(AT_MOST_S)
     assert statuses == [-signal.SIGKILL]
-    wait_until(lambda: not is_alive(int(pid.read_text())), "the task lives on")
+    until(lambda: not is_alive(int(pid.read_text())), "the task lives on")
 
 
 def is_alive(pid: int) -> bool:
@@ -220,4 +220,4 @@ def test_nothing_is_left_when_the_runner_is_done(tmp_path: Path) -> None:
         first = the_process(tmp_path)
         every = [first, *first.children(recursive=True)]
 
-    wait_until(lambda: not any(is_alive(each.pid) for each in every), "some of them live on")
+    until(lambda: not any(is_alive(each.pid) for each in every), "some of them live on")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.patience import PATIENCE_S, wait_until
+from tests.waiting import until
 
 from dpoflow.state import events as events_module
 from dpoflow.state import files
@@ -97,11 +97,12 @@ def test_what_a_reused_step_found_out_is_told_again_and_what_it_did_then_is_not(
     for _ in range(2):  # the first time it was killed
         events.say("sampling 33 candidates", passing=True)
         events.say("12 pairs from 19 prompts")
+    now = time.time()
     reused = TaskRecord(
         name="synthesize",
         state="SUCCEEDED",
-        started=time.time(),
-        ended=time.time(),
+        started=now,
+        ended=now,
         reused=True,
         state_dir=f"{tmp_path}/state",
     )
@@ -119,22 +120,18 @@ def test_what_a_reused_step_found_out_is_told_again_and_what_it_did_then_is_not(
 def test_an_attempt_that_is_tried_again_is_told_with_its_reason(tmp_path: Path) -> None:
     out = io.StringIO()
 
-    def record(**more: object) -> None:
+    def record(num_lines: int, **more: object) -> None:
+        """And wait until it is told: kfp waits a second before it tries again."""
         told = TaskRecord.model_validate({"name": "synthesize", "started": time.time(), **more})
         files.write_text(tmp_path / "tasks" / "synthesize.json", told.model_dump_json())
-
-    def wait_for_lines(number: int) -> None:
-        wait_until(lambda: len(out.getvalue().splitlines()) == number, f"line {number}")
+        until(lambda: out.getvalue().count("\n") >= num_lines, f"{more} was told")
 
     away = {"error_type": "ServiceUnavailable", "error": "the judge is away"}
     with following(Console(file=out, width=200), tmp_path, ["synthesize"]):
-        record(state="RUNNING")
-        wait_for_lines(1)
-        record(state="FAILED", ended=time.time(), **away)
-        wait_for_lines(3)
-        record(state="RUNNING", attempt=2)
-        wait_for_lines(4)
-        record(state="FAILED", ended=time.time(), attempt=3, **away)
+        record(1, state="RUNNING")
+        record(3, state="FAILED", ended=time.time(), **away)
+        record(4, state="RUNNING", attempt=2)
+        record(5, state="FAILED", ended=time.time(), attempt=3, **away)
 
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
     assert lines == [
@@ -163,9 +160,7 @@ def test_where_there_is_no_terminal_lines_come_in_order_and_with_the_loss(
         record(state="RUNNING")
         events.metrics(7, {"train/loss": 0.6104}, phase="training")
         events.progress("training", 7, 20, unit="updates")
-        deadline = time.monotonic() + PATIENCE_S
-        while "7/20" not in out.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: "7/20" in out.getvalue(), "the progress was told")
         events.say("writing the policy")
         record(state="SUCCEEDED", ended=started + 5)
 

@@ -3,7 +3,6 @@
 Expectations are worked out by hand.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +186,11 @@ def test_a_bad_pattern_is_refused_where_it_is_written(pattern: str, why: str) ->
 
 
 def test_a_slow_pattern_meets_a_bounded_text() -> None:
+    """Of ten million letters it would see the end of time, and so it would here."""
     slow = check("regex", pattern=r"\w+\d+!")
 
-    began = time.process_time()
-    assert score(slow, "", "a" * 10_000_000) == 0.0
-
-    assert time.process_time() - began < 10
+    assert score(slow, "", "a" * 1_990 + "1!") == 1.0
+    assert score(slow, "", "a" * 10_000_000 + "1!") == 0.0
 
 
 @pytest.mark.parametrize(

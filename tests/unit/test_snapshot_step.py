@@ -249,7 +249,7 @@ def test_a_stored_copy_that_was_damaged_is_replaced(
 ) -> None:
     before = pin(state, source(files / "a.jsonl"), model=files / "model")
     folder = Path(before.data_uri if which == "data" else before.model_uri)
-    victim = next(path for path in folder.rglob("*") if path.is_file() and "json" not in path.name)
+    victim = min(path for path in folder.rglob("*") if path.is_file() and "json" not in path.name)
     victim.write_bytes(b"damage")
 
     after = pin(state, source(files / "a.jsonl"), model=files / "model")

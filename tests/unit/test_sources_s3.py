@@ -15,14 +15,14 @@ import boto3
 import pytest
 from botocore.config import Config
 from pydantic import ValidationError
-from tests.patience import PATIENCE_S
 from tests.seaweed import BUCKET, KEY, SECRET, Line, SeaweedFS
+from tests.waiting import AT_MOST_S, Clock, until
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import SnapshotConfig, SourceConfig
 from dpoflow.contracts.spec_file import sentence
 from dpoflow.snapshot import data
-from dpoflow.sources import s3
+from dpoflow.sources import downloads, s3
 from dpoflow.sources.downloads import RemoteFile, download
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.events import Events, read_events
@@ -141,6 +141,12 @@ print(pin(sys.argv[1], Path(sys.argv[2])))
 """
 
 
+def bytes_under(folder: Path) -> int:
+    """However many names a file has."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({each.st_ino: each.st_size for each in found}.values())
+
+
 def large(server: SeaweedFS) -> str:
     body = rows(60_000, padding=100)
     server.put("large/a.jsonl", body)
@@ -154,19 +160,19 @@ def test_a_killed_download_goes_on_where_it_was(
 ) -> None:
     uri = large(server)
     whole = pin(uri, tmp_path / "whole")
-    size, line.passed, line.pause_s = line.passed, 0, 0.002
-    killed = 0
+    size, line.passed = line.passed, 0
     for share in (0.2, 0.5, 0.8):
+        line.hold_at = share * size
+        on_its_way = 2 * MIB - bytes_under(tmp_path / "killed")
+        least = line.hold_at - line.passed - on_its_way
         process = subprocess.Popen([sys.executable, "-c", PIN, uri, str(tmp_path / "killed")])
-        while line.passed < share * size and process.poll() is None:
-            time.sleep(0.01)
+        until(lambda: bytes_under(tmp_path / "killed") > least, "so much of it came")  # noqa: B023
         process.kill()
-        killed += process.wait() == -9
-    line.pause_s = 0
+        assert process.wait() == -9, "it ended before it could be killed"
+    line.hold_at = float("inf")
 
     again = pin(uri, tmp_path / "killed")
 
-    assert killed == 3
     assert again == whole
     assert line.passed < 1.25 * size, "hardly anything came twice"
 
@@ -176,17 +182,16 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
 ) -> None:
     uri = large(server)
     whole = pin(uri, tmp_path / "whole")
-    line.passed, line.pause_s, told = 0, 0.002, list[str]()
+    line.passed, line.hold_at, told = 0, 10 * MIB, list[str]()
     worker = threading.Thread(target=lambda: told.append(pin(uri, tmp_path / "through")))
     worker.start()
-    while line.passed < 10 * MIB:
-        time.sleep(0.01)
+    until(lambda: line.passed >= line.hold_at, "half of it came")
 
     server.kill()
+    line.hold_at = float("inf")
     time.sleep(1)
     server.start()
-    line.pause_s = 0
-    worker.join(PATIENCE_S)
+    worker.join(AT_MOST_S)
 
     assert told == [whole]
 
@@ -275,8 +280,9 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(
 
 
 def test_a_store_that_stays_away_keeps_what_came(
-    server: SeaweedFS, line: Line, tmp_path: Path
+    server: SeaweedFS, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(downloads, "time", Clock())
     wanted = s3.Store().objects(large(server)).files[0]
     line.pause_s = 0.002
 

@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 from tests.fakes.web_server import Page, Reply, WebServer
-from tests.patience import PATIENCE_S
+from tests.waiting import AT_MOST_S, Clock, until
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import SnapshotConfig, SourceConfig, Spec
 from dpoflow.contracts.spec_file import sentence
 from dpoflow.snapshot import data
-from dpoflow.sources import remote, web
+from dpoflow.sources import downloads, remote, web
 from dpoflow.sources.downloads import RemoteFile, download
 from dpoflow.sources.pinned import read_pinned
 from dpoflow.state.events import Events, read_events
@@ -42,6 +42,14 @@ SIGNATURE = "X-Amz-Signature=5ec2e7"
 def server() -> Iterator[WebServer]:
     with WebServer() as running:
         yield running
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of whoever waits for a server: what that does and how long it takes does not count."""
+    clock = Clock()
+    monkeypatch.setattr(downloads, "time", clock)
+    return clock
 
 
 def rows(count: int, *, padding: int = 10) -> bytes:
@@ -66,11 +74,11 @@ def pin(folder: Path, uri: str, **more: Any) -> str:
 
 
 def look(uri: str, **knobs: Any) -> RemoteFile:
-    (found,) = web.Store(**{"patience_s": 2, **knobs}).objects(uri).files
+    (found,) = web.Store(**{"patience_s": AT_MOST_S, **knobs}).objects(uri).files
     return found
 
 
-def fetch(wanted: RemoteFile, target: Path, patience_s: float = 2) -> str:
+def fetch(wanted: RemoteFile, target: Path, patience_s: float = AT_MOST_S) -> str:
     return download(wanted, target, lambda have: None, patience_s=patience_s)
 
 
@@ -170,6 +178,12 @@ print(pin(Path(sys.argv[2]), sys.argv[1]))
 """
 
 
+def bytes_under(folder: Path) -> int:
+    """However many names a file has."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({each.st_ino: each.st_size for each in found}.values())
+
+
 def old() -> str:
     return (datetime.now(UTC) - timedelta(days=1)).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
@@ -177,20 +191,20 @@ def old() -> str:
 @pytest.mark.parametrize("by", ["etag", "date"])
 def test_a_killed_download_goes_on_where_it_was(server: WebServer, tmp_path: Path, by: str) -> None:
     told = {"etag": '"one"'} if by == "etag" else {"etag": None, "modified": old()}
-    page = server.pages["/big.jsonl"] = Page(BIG, **told)
+    server.pages["/big.jsonl"] = Page(BIG, **told)
     whole = local(tmp_path / "near", "big.jsonl", BIG)
-    page.pause_s, killed = 0.002, 0
     for share in (0.3, 0.6):
+        server.hold_at = share * len(BIG)
+        on_its_way = MIB - bytes_under(tmp_path / "killed")
+        least = server.hold_at - server.passed - on_its_way
         command = [sys.executable, "-c", PIN, f"{server.url}/big.jsonl", str(tmp_path / "killed")]
         process = subprocess.Popen(command)
-        while server.passed < share * len(BIG) and process.poll() is None:
-            time.sleep(0.01)
+        until(lambda: bytes_under(tmp_path / "killed") > least, "so much of it came")  # noqa: B023
         process.kill()
-        killed += process.wait() == -9
-    page.pause_s = 0
+        assert process.wait() == -9, "it ended before it could be killed"
+    server.hold_at = float("inf")
 
     assert pin(tmp_path / "killed", f"{server.url}/big.jsonl") == whole
-    assert killed == 2
     assert len(BIG) > 8 * MIB
     assert server.passed < 1.25 * len(BIG), "hardly anything came twice"
 
@@ -210,7 +224,7 @@ def test_a_killed_download_goes_on_where_it_was(server: WebServer, tmp_path: Pat
 def test_a_connection_that_is_cut_is_taken_up_again(
     server: WebServer, tmp_path: Path, page: Page, *, goes_on: bool
 ) -> None:
-    now = datetime.now(UTC) + timedelta(seconds=5)
+    now = datetime.now(UTC) + timedelta(hours=1)  # by the clock of a server that is ahead
     modified = now.strftime("%a, %d %b %Y %H:%M:%S GMT") if page.modified else None
     server.pages["/a.jsonl"] = replace(page, modified=modified)
     wanted = look(f"{server.url}/a.jsonl")
@@ -268,13 +282,15 @@ def test_coming_as_far_as_before_may_take_longer_than_patience(
 
 
 @pytest.mark.full
-def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_path: Path) -> None:
+def test_a_server_that_always_cuts_is_not_asked_for_ever(
+    server: WebServer, clock: Clock, tmp_path: Path
+) -> None:
     page = Page(BIG, ranges=False, cut_after=2 * MIB, always_cut=True)
     server.pages["/a.jsonl"] = page
     wanted = look(f"{server.url}/a.jsonl")
 
     with pytest.raises(ServiceUnavailable, match="was cut off"):
-        fetch(wanted, tmp_path / "came", patience_s=PATIENCE_S)
+        fetch(wanted, tmp_path / "came")
 
     assert server.passed < 10 * 2 * MIB
 
@@ -282,11 +298,12 @@ def test_a_server_that_always_cuts_is_not_asked_for_ever(server: WebServer, tmp_
 def test_a_trickle_is_not_waited_for_for_ever(server: WebServer, tmp_path: Path) -> None:
     server.pages["/a.jsonl"] = Page(BIG, pause_s=0.3)
     wanted = look(f"{server.url}/a.jsonl")
+    before = server.passed
 
     with pytest.raises(ServiceUnavailable, match="less than a MiB came in 2 s"):
-        fetch(wanted, tmp_path / "came")
+        fetch(wanted, tmp_path / "came", patience_s=2)
 
-    assert server.passed < len(BIG)
+    assert server.passed - before < MIB
 
 
 def test_a_server_that_says_nothing_is_waited_for_and_no_longer(tmp_path: Path) -> None:
@@ -317,7 +334,7 @@ def test_a_file_that_changes_in_the_middle_is_refused(
         server.pages["/a.jsonl"] = changed
 
     with pytest.raises(DataRejected, match=r"a\.jsonl changed or went away while"):
-        download(wanted, tmp_path / "came", hear, patience_s=PATIENCE_S)
+        download(wanted, tmp_path / "came", hear)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +387,9 @@ def test_what_a_server_says_of_the_bytes_is_held_against_them(
 
 
 @pytest.mark.full
-def test_a_length_that_is_too_great_is_never_reached(server: WebServer, tmp_path: Path) -> None:
+def test_a_length_that_is_too_great_is_never_reached(
+    server: WebServer, clock: Clock, tmp_path: Path
+) -> None:
     server.pages["/a.jsonl"] = Page(BIG, length=len(BIG) + 10, ranges=False)
     wanted = look(f"{server.url}/a.jsonl")
 
@@ -431,44 +450,45 @@ def test_half_of_a_file_whose_end_nobody_tells_would_pass_for_the_whole(
 
 @pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (500, {}), (429, {})])
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(
-    server: WebServer, tmp_path: Path, status: int, headers: dict[str, str]
+    server: WebServer, clock: Clock, tmp_path: Path, status: int, headers: dict[str, str]
 ) -> None:
     server.pages["/a.jsonl"] = Page(rows(5))
     refusals = iter([Reply(status, headers), Reply(status, headers)])
     server.instead = lambda path: next(refusals, None)
 
-    fetch(look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S), tmp_path / "came")
+    fetch(look(f"{server.url}/a.jsonl"), tmp_path / "came")
 
     assert (tmp_path / "came").read_bytes() == rows(5)
     assert next(refusals, None) is None
 
 
-def test_a_server_says_how_long_to_wait(server: WebServer) -> None:
+def test_a_server_says_how_long_to_wait(server: WebServer, clock: Clock) -> None:
     server.pages["/a.jsonl"] = Page(rows(5))
     refusals = iter([Reply(503, {"Retry-After": "3"})])
     server.instead = lambda path: next(refusals, None)
-    began = time.monotonic()
 
-    look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S)
+    look(f"{server.url}/a.jsonl", patience_s=AT_MOST_S)
 
-    assert time.monotonic() - began >= 3
+    assert clock.slept == [3]
 
 
 def test_a_server_that_wants_to_be_left_alone_for_an_hour_is(
-    server: WebServer, tmp_path: Path
+    server: WebServer, clock: Clock
 ) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     for hour in ("3600", later.strftime("%a, %d %b %Y %H:%M:%S GMT")):
         server.instead = lambda path, hour=hour: Reply(503, {"Retry-After": hour})  # type: ignore[misc]
-        began = time.monotonic()
 
         with pytest.raises(ServiceUnavailable, match=r"busy or broken \(HTTP 503\)"):
-            look(f"{server.url}/a.jsonl", patience_s=PATIENCE_S)
+            look(f"{server.url}/a.jsonl", patience_s=AT_MOST_S)
 
-        assert time.monotonic() - began < PATIENCE_S / 2
+    assert clock.slept == []
+    assert len(server.seen) == 2
 
 
-def test_a_server_that_stays_away_keeps_what_came(server: WebServer, tmp_path: Path) -> None:
+def test_a_server_that_stays_away_keeps_what_came(
+    server: WebServer, clock: Clock, tmp_path: Path
+) -> None:
     server.pages["/a.jsonl"] = Page(BIG, cut_after=3 * MIB)
     wanted = look(f"{server.url}/a.jsonl")
 

@@ -5,12 +5,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.patience import PATIENCE_S
+from tests.waiting import until
 
 from dpoflow.contracts import manifest
 from dpoflow.contracts.base import Contract
@@ -294,13 +292,15 @@ def test_a_child_dies_with_its_runner_though_a_shell_stands_between(tmp_path: Pa
         )
     )
     parent = subprocess.Popen([sys.executable, str(runner)])
-    pid = int(_eventually((tmp_path / "pid").read_text))
+    written = tmp_path / "pid"
+    until(lambda: written.exists() and written.read_text(), "the child wrote its id")
+    pid = int(written.read_text())
     os.kill(pid, 0)
 
     parent.send_signal(signal.SIGKILL)
     parent.wait()
 
-    assert _eventually(lambda: "gone" if _is_gone(pid) else "")
+    until(lambda: _is_gone(pid), "the child was gone")
 
 
 def _is_gone(pid: int) -> bool:
@@ -308,19 +308,6 @@ def _is_gone(pid: int) -> bool:
         return "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
     except FileNotFoundError:
         return True
-
-
-def _eventually(look: Callable[[], str], seconds: float = PATIENCE_S) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            found = look()
-        except FileNotFoundError:
-            found = ""
-        if found:
-            return str(found)
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
 
 
 def test_events_are_read_back_in_order_and_only_whole_lines(tmp_path: Path) -> None:

@@ -9,18 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tests.patience import PATIENCE_S
 from tests.tiny import CHATML, WORDS, Family, pair_of, pairs_folder, tiny_folder, tiny_pairs
 from tests.training import FAST, Job
+from tests.waiting import AT_MOST_S, until
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -321,6 +322,7 @@ def test_several_processes_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------- after a kill
 
 CHILD = """
+import os
 import resource
 import signal
 import sys
@@ -330,6 +332,13 @@ from dpoflow.state.step import StepState
 from dpoflow.train.step import run
 
 config, pairs, model, folder, limit = sys.argv[1:]
+
+def stop(event, about):
+    if event == "open" and str(about[0]).endswith("events.jsonl") and led.exists():
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+led = Path(folder).with_suffix(".led")
+sys.addaudithook(stop)
 if int(limit):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
@@ -341,16 +350,37 @@ run(TrainConfig.model_validate_json(config), pairs=Path(pairs), init=Path(model)
 """
 
 
-def child(job: Job, config: TrainConfig, name: str, *, limit: int = 0) -> "subprocess.Popen[bytes]":
-    """The step in a process of its own, which may write no file of more bytes than `limit`."""
+def child(
+    job: Job, config: TrainConfig, name: str, *, limit: int = 0, led: bool = False
+) -> "subprocess.Popen[bytes]":
+    """The step in a process of its own, which may write no file of more bytes than `limit`.
+
+    One that is led stops at each event: see `lead`.
+    """
     folder = job.folder / "state" / name
     folder.mkdir(parents=True, exist_ok=True)
+    if led:
+        folder.with_suffix(".led").touch()
     paths = [str(job.pairs), str(job.model), str(folder)]
     arguments = [config.model_dump_json(), *paths, str(limit)]
     path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # as many as here
     command = [sys.executable, "-c", CHILD, *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def lead(victim: "subprocess.Popen[bytes]", there: Callable[[], object]) -> None:
+    """From event to event until `there()`; it stands still then, however late somebody looks."""
+    while True:
+        until(lambda: victim.poll() is not None or is_stopped(victim.pid), "its next event")
+        assert victim.poll() is None, "it ended before it could be killed"
+        if there():
+            return
+        victim.send_signal(signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 @pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.full), "lora"])
@@ -370,12 +400,9 @@ def test_killed_in_mid_training_it_ends_in_the_same_bytes(tmp_path: Path, method
     )
     job.run(config, "whole")
 
-    victim = child(job, config, "killed")
+    victim = child(job, config, "killed", led=True)
     checkpoints = job.folder / "state" / "killed" / "work" / "checkpoints"
-    deadline = time.monotonic() + PATIENCE_S
-    while not [*checkpoints.glob("update-*")] and time.monotonic() < deadline:
-        assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
+    lead(victim, lambda: [*checkpoints.glob("update-*")])
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert victim.returncode == -signal.SIGKILL
@@ -393,14 +420,13 @@ def test_sigterm_keeps_the_update_at_hand_and_the_same_call_goes_on(tmp_path: Pa
     config = FAST.model_copy(update={"batch_size": 2, "epochs": 3.0, "save_steps": 1000})
     whole = job.run(config, "whole")
 
-    victim = child(job, config, "stopped")
-    deadline = time.monotonic() + PATIENCE_S
+    victim = child(job, config, "stopped", led=True)
     log = job.folder / "state" / "stopped" / "events.jsonl"
-    while (not log.exists() or "train/loss" not in log.read_text()) and time.monotonic() < deadline:
-        assert victim.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.01)
+    lead(victim, lambda: log.exists() and "train/loss" in log.read_text())
+    (job.folder / "state" / "stopped.led").unlink()
     victim.send_signal(signal.SIGTERM)
-    _, said = victim.communicate(timeout=PATIENCE_S)
+    victim.send_signal(signal.SIGCONT)
+    _, said = victim.communicate(timeout=AT_MOST_S)
 
     assert "stopped by SIGTERM after update" in said.decode()
     result = job.run(config, "stopped")
@@ -437,7 +463,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_same_call_goes_on(tmp_pa
     whole = job.run(FAST, "whole")
     size = (job.model / "model.safetensors").stat().st_size
 
-    _, said = child(job, FAST, "full", limit=size + 100_000).communicate(timeout=PATIENCE_S)
+    _, said = child(job, FAST, "full", limit=size + 100_000).communicate(timeout=AT_MOST_S)
 
     assert "update-3 could not be written" in said.decode()  # weights fit, moments do not
     assert "make room, and the same command goes on" in said.decode()
@@ -550,11 +576,9 @@ def test_a_reference_of_another_tokenizer_is_refused(job: Job) -> None:
 
 def test_a_checkpoint_of_another_config_is_refused(job: Job) -> None:
     config = FAST.model_copy(update={"batch_size": 2, "epochs": 20.0, "save_steps": 2})
-    victim = child(job, config, "one")
+    victim = child(job, config, "one", led=True)
     checkpoints = job.folder / "state" / "one" / "work" / "checkpoints"
-    while not [*checkpoints.glob("update-*")]:
-        assert victim.poll() is None
-        time.sleep(0.01)
+    lead(victim, lambda: [*checkpoints.glob("update-*")])
     victim.kill()
     victim.communicate()
 

@@ -12,6 +12,7 @@ from tests.fakes.kubernetes_api import FakeCluster, TrainJob
 from tests.tiny import tiny_pairs
 from tests.training import FAST
 from tests.training import Job as Tried
+from tests.waiting import until
 
 from dpoflow.contracts.errors import ConfigError, DataRejected, ServiceUnavailable
 from dpoflow.contracts.spec import TrainConfig
@@ -38,6 +39,19 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
     with FakeCluster(tmp_path) as fake:
         monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig()))
         yield fake
+
+
+class Ahead:
+    """Stands in for a module's `time`, by so many seconds ahead of what it is."""
+
+    ahead_s = 0.0
+    asked_ahead = 0
+    """How often it was asked and was ahead."""
+    sleep = staticmethod(time.sleep)
+
+    def monotonic(self) -> float:
+        self.asked_ahead += self.ahead_s > 0
+        return time.monotonic() + self.ahead_s
 
 
 def meanwhile(deed: Any) -> None:
@@ -73,17 +87,21 @@ def test_a_job_that_never_finds_a_place_is_removed_at_its_deadline(
 
 
 @pytest.mark.full
-def test_waiting_does_not_count_as_running(tried: Tried, cluster: FakeCluster) -> None:
-    """Longer in the queue than it may run."""
-    cluster.schedules = False
+def test_waiting_does_not_count_as_running(
+    tried: Tried, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer in the queue, by the clock of the one who waits, than it may run."""
+    cluster.schedules, waited = False, Ahead()
+    monkeypatch.setattr(trainjob, "time", waited)
 
     def later() -> None:
         cluster.await_job()
-        time.sleep(3)
+        waited.ahead_s = 7200
+        until(lambda: waited.asked_ahead >= 2, "the queue was looked at two hours later")
         cluster.schedules = True
 
     meanwhile(later)
-    result = tried.run(config(trainjob={"timeout_s": 60, "queue_timeout_s": 60}))
+    result = tried.run(config(trainjob={"timeout_s": 3600, "queue_timeout_s": 86_400}))
 
     assert result.num_steps == 12
 
@@ -214,9 +232,7 @@ def test_a_job_outlives_a_cluster_that_stops_answering(tried: Tried, cluster: Fa
 
 def test_a_job_that_somebody_deletes_is_an_error(tried: Tried, cluster: FakeCluster) -> None:
     def delete() -> None:
-        name = cluster.await_job()
-        time.sleep(1)
-        cluster.drop(name)
+        cluster.drop(cluster.await_job())
 
     meanwhile(delete)
     with pytest.raises(ServiceUnavailable, match="was deleted by somebody"):

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
-from tests.patience import PATIENCE_S
 from tests.tiny import tiny_tokenizer
+from tests.waiting import AT_MOST_S
 from tests.workshop import Workshop, row, rows
 
 from dpoflow.contracts.errors import ConfigError, DataRejected
@@ -663,6 +663,6 @@ def test_no_process_outlives_a_step_that_is_killed(tmp_path: Path) -> None:
         workers = psutil.Process(child.pid).children(recursive=True)
         child.kill()
 
-    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(workers, timeout=AT_MOST_S)
     assert len(workers) >= 2
     assert alive == []

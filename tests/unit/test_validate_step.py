@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.workshop import Row, Seen, Workshop, row, rows
 
@@ -88,10 +88,7 @@ def test_pairs_and_prompts_of_several_files_meet_in_one_set(workshop: Workshop) 
     assert told == {"ask.jsonl": ("prompts", ["id"]), "pairs.jsonl": ("trl", [])}
 
 
-@settings(
-    max_examples=8,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=8)
 @given(
     lines=st.lists(
         st.builds(row, st.sampled_from("abc"), st.sampled_from("xyz "), st.sampled_from("xyz "))
