@@ -20,7 +20,7 @@ _OURS = "DPOFLOW_OMP_NUM_THREADS"
 """What we set the variable to: another value is somebody's wish."""
 SPIN_COUNT = "3000"
 """How often a thread looks before it sleeps: often enough for one that is about to come, too seldom
-to keep a processor from one that has none. Chosen by `make bench-busy`."""
+to keep a processor from one that has none. `make bench-busy` shows others beside it."""
 
 
 def processors(cgroup: Path = _CGROUP) -> int:
@@ -60,9 +60,9 @@ def set_thread_defaults() -> None:
         os.environ[_THREADS] = os.environ[_OURS] = str(processors())
 
 
-def threads_each(num_processes: int) -> int:
-    """Return how many threads each of several processes takes: what the user said, or its share."""
+def threads_each(num_processes: int) -> str:
+    """Return OMP_NUM_THREADS for each of several processes: what the user said, or its share."""
     said = os.environ.get(_THREADS)
-    if said and said.isdecimal() and said != os.environ.get(_OURS):
-        return int(said)
-    return max(1, processors() // num_processes)
+    if said and said != os.environ.get(_OURS):
+        return said  # which may be a list
+    return str(max(1, processors() // num_processes))

@@ -82,7 +82,7 @@ def _torchrun(job: Job, path: Path) -> None:
     environment = {
         **os.environ,
         RUNNER_PID: str(os.getpid()),  # they end with this process, however it ends
-        "OMP_NUM_THREADS": str(threads_each(many)),
+        "OMP_NUM_THREADS": threads_each(many),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     log = job.state / "torchrun.log"
